@@ -1,0 +1,1 @@
+"""Benchmarks; in an installed genfast, ``genfast.benchmarks``. ``genfast bench`` runs them."""

@@ -1,0 +1,1 @@
+"""One module an op: its workloads, baselines and floor."""

@@ -1,0 +1,36 @@
+# CPU kernels, compiled once for each instruction set into a namespace of its own; see csrc/common/cpu_features.h.
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64|i[3-6]86)$")
+  set(GENFAST_X86 ON)
+endif()
+
+function(genfast_cpu_target target)
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -fno-math-errno -fno-trapping-math)
+  if(GENFAST_X86)
+    target_compile_definitions(${target} PRIVATE GENFAST_X86)
+  endif()
+  if(GENFAST_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all -g -O1)
+  endif()
+endfunction()
+
+# genfast_add_cpu_kernels(<name> <sources...>): sets <name>_OBJECTS to the objects of all instruction sets.
+function(genfast_add_cpu_kernels name)
+  set(isas baseline)
+  if(GENFAST_X86)
+    list(APPEND isas avx2 avx512)
+  endif()
+  set(flags_baseline -DGENFAST_VEC_PLAIN)
+  set(flags_avx2 -DGENFAST_VEC_AVX2 -mavx2 -mfma -mf16c)
+  set(flags_avx512 -DGENFAST_VEC_AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
+                   -mprefer-vector-width=512)
+  foreach(isa ${isas})
+    add_library(${name}_${isa} OBJECT ${ARGN})
+    genfast_cpu_target(${name}_${isa})
+    target_compile_definitions(${name}_${isa} PRIVATE GENFAST_ISA=${isa})
+    target_compile_options(${name}_${isa} PRIVATE -O3 -fno-exceptions -fno-rtti ${flags_${isa}})
+    list(APPEND objects $<TARGET_OBJECTS:${name}_${isa}>)
+  endforeach()
+  set(${name}_OBJECTS ${objects} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,39 @@
+#include "bindings.h"
+
+#include "common/cpu_features.h"
+#include "kernel_manifest.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  using genfast::Isa;
+  m.doc() = "genfast's compiled core; private, use genfast.ops.";
+
+#if defined(GENFAST_WITH_CUDA)
+  m.attr("has_cuda") = true;
+  py::module_ cuda = m.def_submodule("cuda");
+  genfast::bind_cuda(cuda);
+#else
+  m.attr("has_cuda") = false;
+#endif
+  py::module_ cpu = m.def_submodule("cpu");
+  genfast::bind_vae(cpu);
+  genfast::bind_rbm(cpu);
+
+  m.def("kernel_manifest", [] { return genfast::kKernelManifest; });
+  m.def("cpu_isa", [] { return genfast::isa_name(genfast::current_isa()); });
+  m.def("cpu_isas", [] {
+    py::list names;
+    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+      if (genfast::isa_available(isa)) names.append(genfast::isa_name(isa));
+    }
+    return names;
+  });
+  m.def("set_cpu_isa", [](const std::string& name) {
+    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+      if (name == genfast::isa_name(isa)) return genfast::set_isa(isa);
+    }
+    throw std::invalid_argument("unknown instruction set '" + name + "': choose baseline, avx2 or avx512");
+  });
+  genfast::current_isa();  // a wrong GENFAST_CPU is reported at import
+}

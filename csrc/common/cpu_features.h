@@ -1,0 +1,50 @@
+// Instruction sets: which this binary holds, which this machine runs, and how a kernel is compiled once for each.
+//
+// A kernel file <family>/<op>_cpu.cpp is compiled several times, each time with the flags of one instruction set and
+// GENFAST_ISA naming a namespace of its own. Everything such a file uses is a template or function of that namespace or has
+// internal linkage, and no STL: else the linker could keep the AVX-512 copy of a shared inline function for an older CPU.
+// tests/test_instruction_sets.py looks at the disassembly for leaks.
+#pragma once
+
+#include <cstdint>
+
+namespace genfast {
+
+enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// The instruction set in use: the best that the machine runs, or the one GENFAST_CPU names (baseline, avx2, avx512).
+Isa current_isa();
+
+// Whether this binary holds kernels for `isa` and the machine runs them.
+bool isa_available(Isa isa);
+
+const char* isa_name(Isa isa);
+
+// Forces an instruction set; throws std::invalid_argument where it is not available.
+void set_isa(Isa isa);
+
+}  // namespace genfast
+
+// Declares `ret name args` in the namespace of each compiled instruction set.
+#if defined(GENFAST_X86)
+#define GENFAST_DECLARE_PER_ISA(ret, name, args) \
+  namespace baseline {                           \
+  ret name args;                                 \
+  }                                              \
+  namespace avx2 {                               \
+  ret name args;                                 \
+  }                                              \
+  namespace avx512 {                             \
+  ret name args;                                 \
+  }
+#define GENFAST_FOR_ISA(name)                                                              \
+  (::genfast::current_isa() == ::genfast::Isa::kAvx512 ? &::genfast::avx512::name          \
+   : ::genfast::current_isa() == ::genfast::Isa::kAvx2 ? &::genfast::avx2::name            \
+                                                       : &::genfast::baseline::name)
+#else
+#define GENFAST_DECLARE_PER_ISA(ret, name, args) \
+  namespace baseline {                           \
+  ret name args;                                 \
+  }
+#define GENFAST_FOR_ISA(name) (&::genfast::baseline::name)
+#endif

@@ -1,0 +1,41 @@
+// Splits work over torch's threads. Only files compiled for the baseline instruction set include this.
+#pragma once
+
+#include <pthread.h>
+
+#include <cstdint>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace genfast {
+
+// Whether this process was forked after the parent had run a parallel region: OpenMP's threads do not survive a fork, and
+// libgomp would wait for them for ever.
+bool forked_after_parallel();
+void note_parallel();
+
+// Calls body(begin, end) on contiguous parts of [0, count), at most `threads` of them.
+template <typename Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+  if (count <= 0) return;
+  const int64_t parts = threads < count ? threads : count;
+#if defined(_OPENMP)
+  if (parts > 1 && !omp_in_parallel() && !forked_after_parallel()) {
+    note_parallel();
+#pragma omp parallel num_threads(static_cast<int>(parts))
+    {
+      const int64_t team = omp_get_num_threads();
+      const int64_t part = omp_get_thread_num();
+      const int64_t begin = count * part / team;
+      const int64_t end = count * (part + 1) / team;
+      if (begin < end) body(begin, end);
+    }
+    return;
+  }
+#endif
+  body(static_cast<int64_t>(0), count);
+}
+
+}  // namespace genfast

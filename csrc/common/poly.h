@@ -1,0 +1,27 @@
+// Polynomials shared by the CPU and CUDA kernels, lowest order first; fitted and checked by tools/fit_polynomials.py.
+// kernels/triton/noise.py holds the same numbers, and tests/ops/test_noise.py compares the two.
+#pragma once
+
+namespace genfast {
+namespace poly {
+
+// e^r = 1 + r + r^2 P(r) for |r| <= ln(2) / 2; relative error 6.6e-8 in float32.
+constexpr float kExp[] = {0.5f, 0.166665182f, 0.041666206f, 0.00836888235f, 0.00139504764f};
+// log(1 + s) = s - s^2 / 2 + s^3 Q(s) for sqrt(1/2) <= 1 + s <= sqrt(2); 7.5e-8.
+constexpr float kLog1p[] = {0.333333105f,  -0.249999866f, 0.200022265f,  -0.16669251f, 0.142186582f,
+                            -0.123843484f, 0.118729763f,  -0.117898077f, 0.0691536814f};
+// sin(2 pi t) = t S(t^2) for |t| <= 1/8 turn; 1.3e-7.
+constexpr float kSin[] = {6.28318548f, -41.3416634f, 81.5925522f, -75.4020691f};
+// cos(2 pi t) = 1 + t^2 C(t^2) for |t| <= 1/8 turn; 9.9e-8.
+constexpr float kCos[] = {-19.7392082f, 64.9393234f, -85.4437408f, 59.2459602f};
+// e^x - 1 - x = x^2 G(x) for |x| <= 1/2; 1.7e-7.
+constexpr float kExpm1MinusX[] = {0.5f,           0.166666672f,   0.0416666642f, 0.00833318289f,
+                                  0.00138890406f, 0.000199619564f, 2.48416709e-05f};
+
+constexpr float kLog2E = 1.44269504f;
+// ln(2) in two parts; the first has trailing zero bits, so that n * kLn2High is exact for |n| < 2^11.
+constexpr float kLn2High = 0.693359375f;
+constexpr float kLn2Low = -2.12194440e-4f;
+
+}  // namespace poly
+}  // namespace genfast

@@ -1,0 +1,137 @@
+// vec.h with AVX-512 (F, BW, DQ, VL): sixteen lanes.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace genfast {
+namespace GENFAST_ISA {
+
+#define GENFAST_OP static inline __attribute__((always_inline))
+
+constexpr int kWidth = 16;
+
+struct VecF {
+  __m512 v;
+};
+struct VecU {
+  __m512i v;
+};
+struct Mask {
+  __mmask16 v;
+};
+
+GENFAST_OP VecF broadcast(float x) { return {_mm512_set1_ps(x)}; }
+GENFAST_OP VecU broadcast(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+GENFAST_OP VecF load_float(const float* p) { return {_mm512_loadu_ps(p)}; }
+GENFAST_OP void store_float(float* p, VecF x) { _mm512_storeu_ps(p, x.v); }
+GENFAST_OP VecU load_u16(const uint16_t* p) {
+  return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+GENFAST_OP void store_low16(uint16_t* p, VecU x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x.v));
+}
+GENFAST_OP VecF load_half(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+GENFAST_OP void store_half(uint16_t* p, VecF x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+GENFAST_OP VecF as_float(VecU x) { return {_mm512_castsi512_ps(x.v)}; }
+GENFAST_OP VecU as_uint(VecF x) { return {_mm512_castps_si512(x.v)}; }
+
+GENFAST_OP VecF add(VecF a, VecF b) { return {_mm512_add_ps(a.v, b.v)}; }
+GENFAST_OP VecF sub(VecF a, VecF b) { return {_mm512_sub_ps(a.v, b.v)}; }
+GENFAST_OP VecF mul(VecF a, VecF b) { return {_mm512_mul_ps(a.v, b.v)}; }
+GENFAST_OP VecF div(VecF a, VecF b) { return {_mm512_div_ps(a.v, b.v)}; }
+GENFAST_OP VecF fma(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+GENFAST_OP VecF sqrt(VecF a) { return {_mm512_sqrt_ps(a.v)}; }
+GENFAST_OP VecF min(VecF a, VecF b) { return {_mm512_min_ps(a.v, b.v)}; }
+GENFAST_OP VecF max(VecF a, VecF b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+GENFAST_OP VecU add(VecU a, VecU b) { return {_mm512_add_epi32(a.v, b.v)}; }
+GENFAST_OP VecU sub(VecU a, VecU b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+GENFAST_OP VecU bit_and(VecU a, VecU b) { return {_mm512_and_si512(a.v, b.v)}; }
+GENFAST_OP VecU bit_or(VecU a, VecU b) { return {_mm512_or_si512(a.v, b.v)}; }
+GENFAST_OP VecU bit_xor(VecU a, VecU b) { return {_mm512_xor_si512(a.v, b.v)}; }
+template <int N>
+GENFAST_OP VecU shift_left(VecU a) {
+  return {_mm512_slli_epi32(a.v, N)};
+}
+template <int N>
+GENFAST_OP VecU shift_right(VecU a) {
+  return {_mm512_srli_epi32(a.v, N)};
+}
+
+GENFAST_OP Mask less(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+GENFAST_OP Mask equal(VecU a, VecU b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v)}; }
+GENFAST_OP Mask is_nan(VecF a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+GENFAST_OP Mask either(Mask a, Mask b) { return {static_cast<__mmask16>(a.v | b.v)}; }
+GENFAST_OP Mask both(Mask a, Mask b) { return {static_cast<__mmask16>(a.v & b.v)}; }
+GENFAST_OP Mask no_lane() { return {0}; }
+GENFAST_OP bool any(Mask a) { return a.v != 0; }
+GENFAST_OP VecF select(Mask m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
+GENFAST_OP VecU select(Mask m, VecU a, VecU b) { return {_mm512_mask_blend_epi32(m.v, b.v, a.v)}; }
+
+GENFAST_OP VecF float_from_int(VecU a) { return {_mm512_cvtepi32_ps(a.v)}; }
+GENFAST_OP VecU int_from_float(VecF a) { return {_mm512_cvtps_epi32(a.v)}; }
+
+// Halves first: the order is fixed.
+GENFAST_OP float sum(VecF a) {
+  const __m512 quarter = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4E));
+  const __m512 eighth = _mm512_add_ps(quarter, _mm512_shuffle_f32x4(quarter, quarter, 0xB1));
+  const __m128 four = _mm512_castps512_ps128(eighth);
+  const __m128 pair = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+
+// Philox of sixteen consecutive counters, in 64-bit lanes: vpmuludq reads only the low word of a lane, so the high words may
+// hold anything and each round costs two multiplications, two shifts and four exclusive-ors for eight counters.
+GENFAST_OP void philox_half(__m512i c0, __m512i c1, __m512i c2, __m512i c3, uint64_t seed, __m512i words[4]) {
+  const __m512i m0 = _mm512_set1_epi64(0xD2511F53ll), m1 = _mm512_set1_epi64(0xCD9E8D57ll);
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const __m512i p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
+    c0 = _mm512_xor_si512(_mm512_srli_epi64(p1, 32), _mm512_xor_si512(c1, _mm512_set1_epi64(k0)));
+    c2 = _mm512_xor_si512(_mm512_srli_epi64(p0, 32), _mm512_xor_si512(c3, _mm512_set1_epi64(k1)));
+    c1 = p1;
+    c3 = p0;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  words[0] = c0;
+  words[1] = c1;
+  words[2] = c2;
+  words[3] = c3;
+}
+
+// 32-bit lane l = 4 b + j of a word belongs to counter group + 4 j + b: the order that interleave4 undoes.
+GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64_bit, uint32_t c2, uint32_t c3,
+                             uint64_t seed, VecU words[4]) {
+  const __m512i base = _mm512_set1_epi64(static_cast<long long>(group));
+  const __m512i even = _mm512_add_epi64(base, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11));
+  const __m512i odd = _mm512_add_epi64(base, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
+  const __m512i fixed = _mm512_set1_epi64(c1_fixed);
+  const __m512i v2 = _mm512_set1_epi64(c2), v3 = _mm512_set1_epi64(c3);
+  __m512i a[4], b[4];
+  philox_half(even, group_is_64_bit ? _mm512_srli_epi64(even, 32) : fixed, v2, v3, seed, a);
+  philox_half(odd, group_is_64_bit ? _mm512_srli_epi64(odd, 32) : fixed, v2, v3, seed, b);
+  for (int w = 0; w < 4; ++w) words[w].v = _mm512_mask_blend_epi32(0xAAAA, a[w], _mm512_slli_epi64(b[w], 32));
+}
+
+GENFAST_OP void interleave4(const VecF n[4], float* out) {
+  const __m512 t0 = _mm512_unpacklo_ps(n[0].v, n[1].v), t1 = _mm512_unpackhi_ps(n[0].v, n[1].v);
+  const __m512 t2 = _mm512_unpacklo_ps(n[2].v, n[3].v), t3 = _mm512_unpackhi_ps(n[2].v, n[3].v);
+  const __m512d d0 = _mm512_castps_pd(t0), d1 = _mm512_castps_pd(t1), d2 = _mm512_castps_pd(t2), d3 = _mm512_castps_pd(t3);
+  _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(d0, d2)));
+  _mm512_storeu_ps(out + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(d0, d2)));
+  _mm512_storeu_ps(out + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(d1, d3)));
+  _mm512_storeu_ps(out + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(d1, d3)));
+}
+
+#undef GENFAST_OP
+
+}  // namespace GENFAST_ISA
+}  // namespace genfast

@@ -1,0 +1,46 @@
+#include "bindings.h"
+#include "vae/reparameterize.h"
+
+namespace genfast {
+namespace {
+
+ReparameterizeShape shape_of(int dtype, int64_t rows, int64_t event, int64_t samples, int64_t offset, uint64_t seed) {
+  return {static_cast<DType>(dtype), rows, event, samples, offset, seed, nullptr, 1};
+}
+
+}  // namespace
+
+// The signatures are those of csrc/cuda_bindings.cpp, where `execution` is a stream; here it is a thread count.
+void bind_vae(pybind11::module_& cpu) {
+  using Release = pybind11::call_guard<pybind11::gil_scoped_release>;
+  cpu.def(
+      "reparameterize_forward",
+      [](int dtype, uintptr_t mu, uintptr_t logvar, uintptr_t z, uintptr_t kl, int64_t rows, int64_t event,
+         int64_t samples, int64_t offset, uint64_t seed, uintptr_t, int64_t, int64_t execution) {
+        cpu::reparameterize_forward({shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar),
+                                     pointer(z), pointer(kl)},
+                                    static_cast<int>(execution));
+      },
+      Release());
+  cpu.def(
+      "reparameterize_backward",
+      [](int dtype, uintptr_t mu, uintptr_t logvar, uintptr_t dz, uintptr_t dkl, uintptr_t dmu, uintptr_t dlogvar,
+         int64_t rows, int64_t event, int64_t samples, int64_t offset, uint64_t seed, uintptr_t, int64_t execution) {
+        cpu::reparameterize_backward({shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar),
+                                      pointer(dz), pointer(dkl), pointer(dmu), pointer(dlogvar)},
+                                     static_cast<int>(execution));
+      },
+      Release());
+  cpu.def(
+      "reparameterize_jvp",
+      [](int dtype, uintptr_t mu, uintptr_t logvar, uintptr_t mu_tangent, uintptr_t logvar_tangent, uintptr_t z_tangent,
+         uintptr_t kl_tangent, int64_t rows, int64_t event, int64_t samples, int64_t offset, uint64_t seed, uintptr_t,
+         int64_t, int64_t execution) {
+        cpu::reparameterize_jvp({shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar),
+                                 pointer(mu_tangent), pointer(logvar_tangent), pointer(z_tangent), pointer(kl_tangent)},
+                                static_cast<int>(execution));
+      },
+      Release());
+}
+
+}  // namespace genfast

@@ -1,0 +1,206 @@
+"""How an op is declared: a raw operator with one implementation per backend, and its derivative rules.
+
+``Op`` is the raw operator ``torch.ops.genfast.<name>``: schema, fake, and backends picked below the operator boundary.
+``Formula`` holds the rules (forward, what to save, backward, jvp) from which ``differentiable`` makes the three paths
+of a call, each the cheapest that is right:
+
+1. nothing needs a gradient: the raw op;
+2. a gradient is needed, eager or compiling: a lean autograd Function;
+3. a torch.func transform or forward-mode AD is active: a Function with ``jvp`` and ``vmap`` as well.
+
+Rules call other differentiable formulas, so derivatives of every order and every mixture of modes exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from genfast import _dispatch
+from genfast._dispatch import Backend
+
+__all__ = ["Formula", "Op", "differentiable", "transformed"]
+
+_library = torch.library.Library("genfast", "DEF")
+_PLAIN = {torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.dtype}
+
+
+def _plain(args: Sequence[Any]) -> bool:
+    """Whether a call may skip PyTorch's dispatcher: ordinary tensors and nobody watching."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.autograd.profiler._is_profiler_enabled:
+        return False
+    for arg in args:
+        if type(arg) not in _PLAIN:
+            return False
+    return True
+
+
+class Op:
+    """A raw, non-differentiable operator of the ``genfast`` namespace.
+
+    Args:
+        schema: torch schema without the namespace, e.g. ``"scale(Tensor x, float s) -> Tensor"``. It may not alias.
+        backends: backend name to ``Backend``; each ``run`` takes the schema's arguments. Where the schema returns several
+            tensors, ``run`` returns a tuple that may hold None for an output that was not asked for.
+        fake: the same signature on fake tensors; no None.
+        kernels: names of the GPU kernels in the ledger (``family/op``) that the cuda backend runs.
+        tie: the ``differentiable`` that wraps the op, for gradients through ``torch.ops.genfast.<name>`` itself; set by
+            ``differentiable``.
+    """
+
+    def __init__(self, schema: str, backends: dict[str, Backend], fake: Callable[..., Any], kernels: str = "") -> None:
+        self.name = schema.split("(", 1)[0]
+        self.backends = backends
+        self.fake = fake
+        self.kernels = kernels
+        self.tie: Callable[..., Any] | None = None
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(self.name, self._implementation, "CompositeExplicitAutograd")
+        _library.impl(self.name, self._autograd, "Autograd")
+        torch.library.register_fake(f"genfast::{self.name}", fake, lib=_library)
+        self.overload = getattr(torch.ops.genfast, self.name).default
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _plain(args):
+            return self.overload(*args)
+        return self.run(args)
+
+    def run(self, args: tuple[Any, ...]) -> Any:
+        """Runs the chosen backend directly."""
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        if device.type == "meta":
+            return self.fake(*args)
+        if _dispatch._state.recorder is not None:
+            _dispatch._state.recorder.append((self, args))
+            return self.fake(*args)
+        return _dispatch.select(self, device, args)(*args)
+
+    def _implementation(self, *args: Any) -> Any:
+        """What the dispatcher calls: as ``run``, with an empty tensor for each output that was not asked for."""
+        out = self.run(args)
+        if not isinstance(out, tuple):
+            return out
+        like = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        return tuple(like.new_empty(0) if tensor is None else tensor for tensor in out)
+
+    def _autograd(self, *args: Any) -> Any:
+        if self.tie is not None and torch.is_grad_enabled() and _requires_grad(args):
+            return self.tie(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+
+def _requires_grad(args: Sequence[Any]) -> bool:
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.requires_grad:
+            return True
+    return False
+
+
+def transformed() -> bool:
+    """Whether a torch.func transform or a forward-mode level is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+class Formula:
+    """The derivative rules of one op; all static. Cotangents and tangents may be None, for zero."""
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[torch.Tensor | None, ...]:
+        """Keeps plain values on ``ctx`` and returns the tensors to find in ``ctx.saved_tensors``."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError
+
+
+def _loop_vmap(function: Any) -> Callable[..., Any]:
+    """A vmap rule that runs the examples one after the other: right for every seed and shape, and rarely hot."""
+
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        def example(index: int) -> tuple[Any, ...]:
+            return tuple(a if d is None else a.select(d, index) for a, d in zip(args, in_dims, strict=True))
+
+        outputs = [function.apply(*example(index)) for index in range(info.batch_size)]
+        if not isinstance(outputs[0], tuple):
+            return torch.stack(outputs), 0
+        stacked = tuple(None if column[0] is None else torch.stack(column) for column in zip(*outputs, strict=True))
+        return stacked, tuple(None if column is None else 0 for column in stacked)
+
+    return vmap
+
+
+class Differentiable:
+    """Calls a formula by the cheapest path that is right; see the module's docstring."""
+
+    def __init__(self, formula: type[Formula]) -> None:
+        forward, save, backward = formula.forward, formula.save, formula.backward
+
+        class Lean(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                output = forward(*args)
+                ctx.save_for_backward(*save(ctx, args, output))
+                ctx.set_materialize_grads(False)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return backward(ctx, *grads)
+
+        class Full(torch.autograd.Function):
+            @staticmethod
+            def forward(*args: Any) -> Any:
+                return forward(*args)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                saved = save(ctx, inputs, output)
+                ctx.save_for_backward(*saved)
+                ctx.save_for_forward(*saved)
+                ctx.set_materialize_grads(False)
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return backward(ctx, *grads)
+
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                return formula.jvp(ctx, *tangents)
+
+        Full.vmap = staticmethod(_loop_vmap(Full))  # type: ignore[method-assign]
+        Lean.__name__ = Lean.__qualname__ = f"{formula.__name__}Function"
+        Full.__name__ = Full.__qualname__ = f"{formula.__name__}TransformableFunction"
+        self.forward, self.lean, self.full = forward, Lean, Full
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # Inside a traced backward this is off, and no second backward exists there.
+            return self.lean.apply(*args) if torch.is_grad_enabled() and _requires_grad(args) else self.forward(*args)
+        if transformed():
+            return self.full.apply(*args)
+        if torch.is_grad_enabled() and _requires_grad(args):
+            return self.lean.apply(*args)
+        return self.forward(*args)
+
+
+def differentiable(formula: type[Formula], op: Op | None = None) -> Differentiable:
+    """Makes a formula callable; ``op`` is the raw op whose arguments and results are exactly the formula's."""
+    call = Differentiable(formula)
+    if op is not None:
+        op.tie = call
+    return call

@@ -1,0 +1,27 @@
+"""What every launcher needs: pointers, seeds and the device guard."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+__all__ = ["device_guard", "pointer", "seed_value_and_pointer"]
+
+
+def pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def seed_value_and_pointer(seed: torch.Tensor | None) -> tuple[int, int]:
+    """(value, device pointer): one of the two says where the kernel finds the seed."""
+    if seed is None:
+        return 0, 0
+    if seed.is_cuda:
+        return 0, seed.data_ptr()
+    return int(seed.item()) & 0xFFFFFFFFFFFFFFFF, 0
+
+
+def device_guard(tensor: torch.Tensor) -> Any:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

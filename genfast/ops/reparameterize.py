@@ -1,0 +1,514 @@
+"""Reparameterized Gaussian sampling and its KL divergence; docs/kernels/reparameterize.md has the mathematics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from genfast import random
+from genfast._checks import check_count, check_float_tensor, check_same
+from genfast._op import Backend, Formula, Op, differentiable, transformed
+from genfast.launch import reparameterize as native
+
+__all__ = ["gaussian_kl", "reference", "reparameterize", "reparameterize_kl"]
+
+Tensor = torch.Tensor
+
+
+def _event_size(mu: Tensor, event_dims: int) -> int:
+    return math.prod(mu.shape[mu.dim() - event_dims :])
+
+
+def _batch_shape(mu: Tensor, event_dims: int) -> torch.Size:
+    return mu.shape[: mu.dim() - event_dims]
+
+
+def _kl_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _over_event(rows: Tensor, event_dims: int) -> Tensor:
+    """A tensor of the batch shape, broadcastable over the event dims."""
+    return rows.reshape(rows.shape + (1,) * event_dims)
+
+
+# ---- reference: plain torch, any device; differentiable to every order --------------------------------------------------
+
+
+def _noise(mu: Tensor, seed: Tensor, samples: int | None, offset: int) -> Tensor:
+    """Standard normals of shape [samples, *mu.shape], or mu.shape where samples is None."""
+    seed = seed.to(mu.device)
+    drawn = [random.normal(mu.numel(), seed, offset=offset, step=k).reshape(mu.shape) for k in range(samples or 1)]
+    dtype = _kl_dtype(mu.dtype)
+    if samples is None:
+        return drawn[0].to(dtype)
+    return torch.stack(drawn).to(dtype) if drawn else mu.new_empty((0, *mu.shape), dtype=dtype)
+
+
+def _expm1_minus(x: Tensor) -> Tensor:
+    """e^x - 1 - x with full relative accuracy, by its series where |x| is small."""
+    small = x.abs() < 0.5
+    near = torch.where(small, x, 0.0)
+    far = torch.where(small, 1.0, x)
+    series = torch.zeros_like(near)
+    for n in range(15, 1, -1):
+        series = (series + 1.0 / math.factorial(n)) * near if n > 2 else (series + 0.5) * near * near
+    return torch.where(small, series, torch.expm1(far) - far)
+
+
+def reference(
+    mu: Tensor,
+    logvar: Tensor,
+    seed: Tensor | None,
+    samples: int | None = None,
+    offset: int = 0,
+    event_dims: int = 1,
+    want_z: bool = True,
+    want_kl: bool = True,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(z, kl) by the plain formulas, in float32 (float64 for float64): the oracle of every backend and derivative."""
+    z = kl = None
+    wide_mu, wide_logvar = mu.to(_kl_dtype(mu.dtype)), logvar.to(_kl_dtype(mu.dtype))
+    if want_z:
+        assert seed is not None
+        root = torch.exp((wide_logvar * 0.25).clamp(max=_root_cap(mu.dtype)))
+        z = (wide_mu + root * _noise(mu, seed, samples, offset) * root).to(mu.dtype)
+    if want_kl:
+        terms = 0.5 * (wide_mu * wide_mu + _expm1_minus(wide_logvar))
+        kl = terms.reshape(*_batch_shape(mu, event_dims), _event_size(mu, event_dims)).sum(-1)
+    return z, kl
+
+
+def _root_cap(dtype: torch.dtype) -> float:
+    """The largest logvar / 4 whose exponential is finite: sigma = root * root may still be infinite."""
+    return 709.0 if dtype == torch.float64 else 88.0
+
+
+def _sum_samples(values: Tensor, samples: int | None) -> Tensor:
+    return values if samples is None else values.sum(0)
+
+
+def _scale_by_sigma(x: Tensor, root: Tensor) -> Tensor:
+    """x * root^2 that overflows or vanishes only where the exact product does."""
+    below, above = root.clamp(max=1.0), root.clamp(min=1.0)
+    return x * below * below * above * above
+
+
+def _reference_backward(
+    dz: Tensor | None,
+    dkl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    seed: Tensor | None,
+    samples: int | None,
+    offset: int,
+    event_dims: int,
+    want_dmu: bool,
+) -> tuple[Tensor | None, Tensor]:
+    dtype = _kl_dtype(mu.dtype)
+    wide_mu, wide_logvar = mu.to(dtype), logvar.to(dtype)
+    root = torch.exp((wide_logvar * 0.25).clamp(max=_root_cap(mu.dtype)))
+    dmu, along_noise = torch.zeros_like(wide_mu), torch.zeros_like(wide_mu)
+    if dz is not None:
+        assert seed is not None
+        wide = dz.to(dtype)
+        dmu = _sum_samples(wide, samples)
+        along_noise = _sum_samples(wide * (_noise(mu, seed, samples, offset) * 0.0625), samples)
+    dlogvar = 8.0 * _scale_by_sigma(along_noise, root)
+    if dkl is not None:
+        row = _over_event(dkl, event_dims)
+        dmu = dmu + row * wide_mu
+        large = wide_logvar > 17.0
+        bounded = wide_logvar.clamp(max=17.0)
+        small_form = dlogvar + 0.5 * row * (_expm1_minus(bounded) + bounded)
+        large_form = (8.0 * along_noise + 0.5 * row * root * root) * root * root
+        dlogvar = torch.where(large, large_form, small_form)
+    return (dmu.to(mu.dtype) if want_dmu else None), dlogvar.to(mu.dtype)
+
+
+def _reference_jvp(
+    mu_tangent: Tensor,
+    logvar_tangent: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    seed: Tensor | None,
+    samples: int | None,
+    offset: int,
+    event_dims: int,
+    want_z: bool,
+    want_kl: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    dtype = _kl_dtype(mu.dtype)
+    wide_mu, wide_logvar = mu.to(dtype), logvar.to(dtype)
+    dmu, dlogvar = mu_tangent.to(dtype), logvar_tangent.to(dtype)
+    root = torch.exp((wide_logvar * 0.25).clamp(max=_root_cap(mu.dtype)))
+    z_tangent = kl_tangent = None
+    if want_z:
+        assert seed is not None
+        noise = _noise(mu, seed, samples, offset) * 0.0625
+        z_tangent = (dmu + 8.0 * _scale_by_sigma(dlogvar * noise, root)).to(mu.dtype)
+    if want_kl:
+        bounded = wide_logvar.clamp(max=17.0)
+        growth = torch.where(
+            wide_logvar > 17.0,
+            0.5 * dlogvar * root * root * root * root,
+            0.5 * dlogvar * (_expm1_minus(bounded) + bounded),
+        )
+        terms = wide_mu * dmu + growth
+        kl_tangent = terms.reshape(*_batch_shape(mu, event_dims), _event_size(mu, event_dims)).sum(-1)
+    return z_tangent, kl_tangent
+
+
+# ---- raw ops ----------------------------------------------------------------------------------------------------------------
+
+
+def _z_like(mu: Tensor, samples: int | None) -> Tensor:
+    return mu.new_empty(mu.shape if samples is None else (samples, *mu.shape))
+
+
+def _kl_like(mu: Tensor, event_dims: int) -> Tensor:
+    return mu.new_empty(_batch_shape(mu, event_dims), dtype=_kl_dtype(mu.dtype))
+
+
+def _fake(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+    z = _z_like(mu, samples) if want_z else mu.new_empty(0)
+    return z, _kl_like(mu, event_dims) if want_kl else mu.new_empty(0)
+
+
+def _fake_backward(dz, dkl, mu, logvar, seed, samples, offset, event_dims, want_dmu):  # type: ignore[no-untyped-def]
+    return mu.new_empty(mu.shape) if want_dmu else mu.new_empty(0), mu.new_empty(mu.shape)
+
+
+def _fake_jvp(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+    return _fake(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
+
+
+def _no_float64(position: int) -> Any:
+    def supports(*args: Any) -> str | None:
+        return "float64 runs on the cpp and reference backends" if args[position].dtype == torch.float64 else None
+
+    return supports
+
+
+def _backends(reference_run: Any, name: str, mu_position: int) -> dict[str, Backend]:
+    no_float64 = _no_float64(mu_position)
+    return {
+        "cuda": Backend(getattr(native, f"cuda_{name}"), no_float64),
+        "triton": Backend(getattr(native, f"triton_{name}"), no_float64),
+        "cpp": Backend(getattr(native, f"cpp_{name}")),
+        "reference": Backend(reference_run),
+    }
+
+
+_forward_op = Op(
+    "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? seed, SymInt? samples, SymInt offset, int event_dims, "
+    "bool want_z, bool want_kl) -> (Tensor z, Tensor kl)",
+    _backends(reference, "forward", 0),
+    _fake,
+    kernels="vae/reparameterize",
+)
+_backward_op = Op(
+    "reparameterize_kl_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor logvar, Tensor? seed, SymInt? samples, "
+    "SymInt offset, int event_dims, bool want_dmu) -> (Tensor dmu, Tensor dlogvar)",
+    _backends(_reference_backward, "backward", 2),
+    _fake_backward,
+    kernels="vae/reparameterize",
+)
+_jvp_op = Op(
+    "reparameterize_kl_jvp(Tensor mu_tangent, Tensor logvar_tangent, Tensor mu, Tensor logvar, Tensor? seed, "
+    "SymInt? samples, SymInt offset, int event_dims, bool want_z, bool want_kl) -> (Tensor z_tangent, Tensor kl_tangent)",
+    _backends(_reference_jvp, "jvp", 2),
+    _fake_jvp,
+    kernels="vae/reparameterize",
+)
+
+
+# ---- derivative rules: each of the three formulas differentiates into the other two ----------------------------------------
+
+
+def _logvar_curvature(dz: Tensor | None, dkl: Tensor | None, mu: Tensor, logvar: Tensor, options: tuple) -> Tensor:
+    """d/dlogvar of the backward's dlogvar: sum_k dz eps sigma / 4 + dkl e^logvar / 2."""
+    seed, samples, offset, event_dims = options
+    total: Any = 0.0
+    if dz is not None:
+        total = 0.5 * _backward(dz, None, mu, logvar, seed, samples, offset, event_dims)[1]
+    if dkl is not None:
+        rows = (0.5 * _over_event(dkl, event_dims)).to(mu.dtype)
+        total = total + _backward(None, dkl, mu, logvar, seed, samples, offset, event_dims)[1] + rows
+    return total
+
+
+def _times_rows(rows: Tensor, x: Tensor, event_dims: int) -> Tensor:
+    return (_over_event(rows, event_dims) * x).to(x.dtype)
+
+
+class _Forward(Formula):
+    """(z, kl); only the wanted outputs are returned, alone if it is one."""
+
+    @staticmethod
+    def forward(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+        z, kl = _forward_op(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
+        return (z, kl) if want_z and want_kl else z if want_z else kl
+
+    @staticmethod
+    def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        mu, logvar, seed, *ctx.options, ctx.want_z, ctx.want_kl = inputs
+        return mu, logvar, seed
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        dz = grads[0] if ctx.want_z else None
+        dkl = grads[-1] if ctx.want_kl else None
+        dmu = dlogvar = None
+        if dz is not None or dkl is not None:
+            mu, logvar, seed = ctx.saved_tensors
+            dmu, dlogvar = _backward(dz, dkl, mu, logvar, seed, *ctx.options)
+        return dmu, dlogvar, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, mu_tangent, logvar_tangent, *_):  # type: ignore[no-untyped-def]
+        mu, logvar, seed = ctx.saved_tensors
+        mu_tangent = torch.zeros_like(mu) if mu_tangent is None else mu_tangent
+        logvar_tangent = torch.zeros_like(mu) if logvar_tangent is None else logvar_tangent
+        return _jvp(mu_tangent, logvar_tangent, mu, logvar, seed, *ctx.options, ctx.want_z, ctx.want_kl)
+
+
+class _Backward(Formula):
+    @staticmethod
+    def forward(dz, dkl, mu, logvar, seed, samples, offset, event_dims):  # type: ignore[no-untyped-def]
+        if dkl is None and samples is None:  # then dmu is dz itself
+            return dz, _backward_op(dz, None, mu, logvar, seed, samples, offset, event_dims, False)[1]
+        return _backward_op(dz, dkl, mu, logvar, seed, samples, offset, event_dims, True)
+
+    @staticmethod
+    def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        dz, dkl, mu, logvar, seed, *ctx.options = inputs
+        return dz, dkl, mu, logvar, seed
+
+    @staticmethod
+    def backward(ctx, to_dmu, to_dlogvar):  # type: ignore[no-untyped-def]
+        dz, dkl, mu, logvar, seed = ctx.saved_tensors
+        options = (seed, *ctx.options)
+        event_dims = ctx.options[-1]
+        to_dz = to_dkl = to_mu = to_logvar = None
+        if to_dmu is None and to_dlogvar is None:
+            return (None,) * 8
+        to_dmu = torch.zeros_like(mu) if to_dmu is None else to_dmu
+        if to_dlogvar is not None:
+            to_logvar = to_dlogvar * _logvar_curvature(dz, dkl, mu, logvar, options)
+        to_dlogvar = torch.zeros_like(mu) if to_dlogvar is None else to_dlogvar
+        tangents = _jvp(to_dmu, to_dlogvar, mu, logvar, *options, dz is not None, dkl is not None)
+        if dz is not None and dkl is not None:
+            to_dz, to_dkl = tangents
+        elif dz is not None:
+            to_dz = tangents
+        else:
+            to_dkl = tangents
+        if dkl is not None:
+            to_mu = _times_rows(dkl, to_dmu, event_dims)
+        return to_dz, to_dkl, to_mu, to_logvar, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, dz_tangent, dkl_tangent, mu_tangent, logvar_tangent, *_):  # type: ignore[no-untyped-def]
+        dz, dkl, mu, logvar, seed = ctx.saved_tensors
+        options = (seed, *ctx.options)
+        dmu = dlogvar = torch.zeros_like(mu)
+        if dz_tangent is not None or dkl_tangent is not None:
+            dmu, dlogvar = _backward(dz_tangent, dkl_tangent, mu, logvar, *options)
+        if mu_tangent is not None and dkl is not None:
+            dmu = dmu + _times_rows(dkl, mu_tangent, ctx.options[-1])
+        if logvar_tangent is not None:
+            dlogvar = dlogvar + logvar_tangent * _logvar_curvature(dz, dkl, mu, logvar, options)
+        return dmu, dlogvar
+
+
+class _Jvp(Formula):
+    @staticmethod
+    def forward(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+        z, kl = _jvp_op(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
+        return (z, kl) if want_z and want_kl else z if want_z else kl
+
+    @staticmethod
+    def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        mu_tangent, logvar_tangent, mu, logvar, seed, *ctx.options, ctx.want_z, ctx.want_kl = inputs
+        return mu_tangent, logvar_tangent, mu, logvar, seed
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        mu_tangent, logvar_tangent, mu, logvar, seed = ctx.saved_tensors
+        dz = grads[0] if ctx.want_z else None
+        dkl = grads[-1] if ctx.want_kl else None
+        if dz is None and dkl is None:
+            return (None,) * 10
+        options = (seed, *ctx.options)
+        dmu, dlogvar = _backward(dz, dkl, mu, logvar, *options)
+        to_mu = None if dkl is None else _times_rows(dkl, mu_tangent, ctx.options[-1])
+        to_logvar = logvar_tangent * _logvar_curvature(dz, dkl, mu, logvar, options)
+        return dmu, dlogvar, to_mu, to_logvar, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, mu_tangent2, logvar_tangent2, mu_change, logvar_change, *_):  # type: ignore[no-untyped-def]
+        mu_tangent, logvar_tangent, mu, logvar, seed = ctx.saved_tensors
+        options = (seed, *ctx.options)
+        event_dims = ctx.options[-1]
+        zero = torch.zeros_like(mu)
+        mu_tangent2 = zero if mu_tangent2 is None else mu_tangent2
+        logvar_tangent2 = zero if logvar_tangent2 is None else logvar_tangent2
+        mixed = zero if logvar_change is None else logvar_tangent * logvar_change
+        outputs: list[Tensor] = []
+        if ctx.want_z:
+            outputs.append(_jvp(mu_tangent2, logvar_tangent2 + 0.5 * mixed, mu, logvar, *options, True, False))
+        if ctx.want_kl:
+            kl = _jvp(mu_tangent2, logvar_tangent2 + mixed, mu, logvar, *options, False, True)
+            direct = 0.5 * mixed if mu_change is None else 0.5 * mixed + mu_change * mu_tangent
+            flat = direct.reshape(*_batch_shape(mu, event_dims), _event_size(mu, event_dims))
+            outputs.append(kl + flat.sum(-1, dtype=kl.dtype))
+        return tuple(outputs) if len(outputs) == 2 else outputs[0]
+
+
+_call = differentiable(_Forward)
+_backward = differentiable(_Backward)
+_jvp = differentiable(_Jvp)
+
+
+# ---- public -----------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(op: str, mu: Any, logvar: Any) -> tuple[Tensor, Tensor]:
+    check_float_tensor(op, "mu", mu)
+    check_float_tensor(op, "logvar", logvar)
+    if mu.dtype != logvar.dtype and torch.is_autocast_enabled(mu.device.type):
+        wide = torch.promote_types(mu.dtype, logvar.dtype)
+        mu, logvar = mu.to(wide), logvar.to(wide)
+    check_same(op, "logvar", logvar, "mu", mu)
+    return mu, logvar
+
+
+def _run(mu: Tensor, logvar: Tensor, seed: Tensor | None, *options: Any) -> Any:
+    if torch.compiler.is_compiling() and transformed():
+        # Inside a compiled region a Function's jvp is ignored, so torch.func goes through the plain formula there.
+        z, kl = reference(mu, logvar, seed, *options)
+        return (z, kl) if options[-2] and options[-1] else z if options[-2] else kl
+    return _call(mu, logvar, seed, *options)
+
+
+def _event_dims(op: str, mu: Tensor, event_dims: int | None) -> int:
+    if event_dims is None:
+        return max(mu.dim() - 1, 0)
+    return check_count(op, "event_dims", event_dims, 0, mu.dim() + 1)
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    samples: int | None = None,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """Draws z ~ N(mu, e^logvar) as z = mu + e^(logvar/2) eps, in one pass; the backward regenerates eps.
+
+    The noise of flat element i of sample k depends only on (seed, k, offset + i): shards that pass the index of their
+    first element as ``offset`` draw what the whole tensor would, on any device.
+
+    Args:
+        mu: mean, any shape; float32, float64, bfloat16 or float16.
+        logvar: log of the variance, like ``mu``.
+        samples: K adds a leading dimension of K independent draws; None draws once without it.
+        seed: int or 0-d int64 tensor; None draws it from torch's default generator (``torch.manual_seed`` governs).
+        offset: index of the first element in the whole tensor, at least 0.
+
+    Returns:
+        z, of mu's dtype: mu's shape, or [samples, *mu.shape]. Differentiable to every order, in reverse and forward mode.
+
+    Raises:
+        TypeError: for something else than floating-point tensors of one dtype, or a seed that is no integer.
+        ValueError: for unequal shapes or devices, negative samples or offset.
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014.
+
+    Example:
+        >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
+        >>> z = reparameterize(mu, logvar, seed=7)
+        >>> shard = reparameterize(mu[1:], logvar[1:], seed=7, offset=3)
+        >>> torch.equal(z[1:], shard)
+        True
+        >>> reparameterize(mu, logvar, samples=5).shape
+        torch.Size([5, 2, 3])
+    """
+    mu, logvar = _prepare("reparameterize", mu, logvar)
+    if samples is not None:
+        samples = check_count("reparameterize", "samples", samples, 0)
+    offset = check_count("reparameterize", "offset", offset, 0, 2**62)
+    return _run(mu, logvar, random.as_seed(seed, mu.device), samples, offset, 0, True, False)
+
+
+def reparameterize_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    samples: int | None = None,
+    seed: int | Tensor | None = None,
+    offset: int = 0,
+    event_dims: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``reparameterize`` and ``gaussian_kl`` in one pass over mu and logvar, and one pass backward.
+
+    Args:
+        mu: mean, any shape; float32, float64, bfloat16 or float16.
+        logvar: log of the variance, like ``mu``.
+        samples: K adds a leading dimension of K independent draws to z; None draws once without it.
+        seed: int or 0-d int64 tensor; None draws it from torch's default generator (``torch.manual_seed`` governs).
+        offset: index of the first element in the whole tensor, at least 0.
+        event_dims: number of trailing dimensions that ``kl`` is summed over; None: all but the first.
+
+    Returns:
+        (z, kl): z as ``reparameterize``; kl in nats, of the shape of mu's leading dimensions, float64 for float64
+        inputs and float32 otherwise. Differentiable to every order, in reverse and forward mode.
+
+    Raises:
+        TypeError: for something else than floating-point tensors of one dtype, or a seed that is no integer.
+        ValueError: for unequal shapes or devices, negative samples or offset, event_dims outside [0, mu.dim()].
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
+
+    Example:
+        >>> z, kl = reparameterize_kl(torch.ones(2, 5, 3), torch.zeros(2, 5, 3), event_dims=1)
+        >>> z.shape, kl
+        (torch.Size([2, 5, 3]), tensor([[1.5000, 1.5000, 1.5000, 1.5000, 1.5000],
+                [1.5000, 1.5000, 1.5000, 1.5000, 1.5000]]))
+    """
+    mu, logvar = _prepare("reparameterize_kl", mu, logvar)
+    if samples is not None:
+        samples = check_count("reparameterize_kl", "samples", samples, 0)
+    offset = check_count("reparameterize_kl", "offset", offset, 0, 2**62)
+    event_dims = _event_dims("reparameterize_kl", mu, event_dims)
+    return _run(mu, logvar, random.as_seed(seed, mu.device), samples, offset, event_dims, True, True)
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor, event_dims: int | None = None) -> Tensor:
+    """KL(N(mu, e^logvar) || N(0, 1)) in nats, summed over the event dims; never negative, exact near 0.
+
+    Args:
+        mu: mean, any shape; float32, float64, bfloat16 or float16.
+        logvar: log of the variance, like ``mu``.
+        event_dims: number of trailing dimensions to sum over; None: all but the first.
+
+    Returns:
+        kl of the shape of mu's leading dimensions, float64 for float64 inputs and float32 otherwise. Differentiable to
+        every order, in reverse and forward mode.
+
+    Raises:
+        TypeError: for something else than floating-point tensors of one dtype.
+        ValueError: for unequal shapes or devices, event_dims outside [0, mu.dim()].
+
+    Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
+
+    Example:
+        >>> gaussian_kl(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2))
+        tensor([2.])
+    """
+    mu, logvar = _prepare("gaussian_kl", mu, logvar)
+    return _run(mu, logvar, None, None, 0, _event_dims("gaussian_kl", mu, event_dims), False, True)

@@ -1,0 +1,139 @@
+"""Seeds, and genfast's counter-based noise in plain PyTorch: the definition that every kernel follows.
+
+Each random number is a pure function of (seed, stream, step, coordinates) through Philox4x32-10, so any tile, grid, shard
+or device draws what the whole would. ``csrc/common/philox.h`` documents the counter layouts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+__all__ = ["as_seed", "normal", "philox", "rbm_uniform", "uniform"]
+
+TENSOR_NORMAL = 1
+TENSOR_UNIFORM = 2
+RBM_UNIT = 3
+ATTENTION_DROPOUT = 4
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """The seed as a 0-d int64 tensor.
+
+    ``None`` draws one from torch's default CPU generator, so that ``torch.manual_seed`` governs and no device waits. Under
+    CUDA-graph capture, and in a compiled graph on CUDA, it is drawn on the device, so that replays differ.
+
+    Args:
+        seed: an integer (its low 64 bits count), a 0-d int64 tensor on the CPU or on ``device``, or None.
+        device: the device of the tensors that the noise is for.
+
+    Raises:
+        TypeError: if ``seed`` is none of these.
+        ValueError: if a seed tensor is not 0-d or lives on another device.
+    """
+    if seed is None:
+        if device.type == "cuda" and (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()):
+            return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
+        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got a {seed.dtype} tensor")
+        if seed.dim() != 0:
+            raise ValueError(f"seed must be 0-d, got shape {tuple(seed.shape)}")
+        if seed.device.type != "cpu" and seed.device != device:
+            raise ValueError(f"seed is on {seed.device}, the other tensors on {device}; it may be on the CPU or with them")
+        return seed
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got {type(seed).__name__}")
+    value = seed.__index__() & 0xFFFFFFFFFFFFFFFF
+    return torch.full((), value - (value >> 63 << 64), dtype=torch.int64)
+
+
+def _multiply(multiplier: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low words of a 32 x 32-bit product, in int64 arithmetic that never passes 2^63."""
+    low_part = multiplier * (x & 0xFFFF)
+    middle = multiplier * (x >> 16) + (low_part >> 16)
+    return (middle >> 16) & _MASK, ((middle << 16) | (low_part & 0xFFFF)) & _MASK
+
+
+def philox(c0: Any, c1: Any, c2: Any, c3: Any, seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Philox4x32-10 of four broadcastable counters (int64 tensors or ints below 2^32): four words, int64.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+
+    Example:
+        >>> words = philox(0, 0, 0, 0, torch.tensor(0))
+        >>> [hex(int(word)) for word in words]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        *(torch.as_tensor(c, dtype=torch.int64, device=seed.device) for c in (c0, c1, c2, c3))
+    )
+    for _ in range(10):
+        high0, low0 = _multiply(_MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(_MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _tensor_words(count: Any, seed: torch.Tensor, offset: Any, step: Any, stream: int) -> torch.Tensor:
+    """Words of the groups of four that cover indices offset ... offset + count - 1: [groups, 4]."""
+    first = offset // 4
+    group = torch.arange(0, (offset + count + 3) // 4 - first, device=seed.device) + first
+    return torch.stack(philox(group & _MASK, (group >> 32) & _MASK, step, stream, seed), dim=-1)
+
+
+def _window(values: torch.Tensor, count: Any, offset: Any) -> torch.Tensor:
+    skipped = offset % 4
+    return values.reshape(-1)[skipped : skipped + count]
+
+
+def uniform(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -> torch.Tensor:
+    """The uniforms in [0, 1) at indices offset ... offset + count - 1, float32, equal bit for bit on every backend.
+
+    Example:
+        >>> torch.equal(uniform(7, torch.tensor(1), offset=3), uniform(10, torch.tensor(1))[3:])
+        True
+    """
+    words = _tensor_words(count, seed, offset, step, TENSOR_UNIFORM)
+    return _window((words >> 8).to(torch.float32) * 2.0**-24, count, offset)
+
+
+def normal(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -> torch.Tensor:
+    """The standard normals at indices offset ... offset + count - 1, float64, by Box-Muller.
+
+    Example:
+        >>> torch.equal(normal(7, torch.tensor(1), offset=3), normal(10, torch.tensor(1))[3:])
+        True
+    """
+    words = _tensor_words(count, seed, offset, step, TENSOR_NORMAL).to(torch.float64)
+    radius = torch.sqrt(-2.0 * torch.log((words[:, 0::2] + 1.0) * 2.0**-32))
+    angle = words[:, 1::2] * (2.0 * math.pi * 2.0**-32)
+    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return _window(pairs, count, offset)
+
+
+def rbm_uniform(
+    chains: int, units: int, seed: torch.Tensor, *, row_offset: int = 0, col_offset: int = 0, step: int = 0
+) -> torch.Tensor:
+    """The uniforms [chains, units] of one Gibbs half-step, float32, equal bit for bit on every backend.
+
+    Example:
+        >>> whole = rbm_uniform(3, 9, torch.tensor(5), step=2)
+        >>> torch.equal(rbm_uniform(2, 4, torch.tensor(5), row_offset=1, col_offset=3, step=2), whole[1:, 3:7])
+        True
+    """
+    first = col_offset // 4
+    group = torch.arange(0, (col_offset + units + 3) // 4 - first, device=seed.device) + first
+    chain = (torch.arange(0, chains, device=seed.device) + row_offset).unsqueeze(1)
+    words = torch.stack(philox(group.unsqueeze(0), chain & _MASK, step, RBM_UNIT, seed), dim=-1)
+    skipped = col_offset % 4
+    return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(chains, -1)[:, skipped : skipped + units]
