@@ -1,11 +1,11 @@
 """Times contenders side by side and refuses those whose output is wrong.
 
-A ``Case`` is one workload: inputs, contenders, a check of their outputs, and the bytes that any implementation must move.
-``run_case`` checks every contender first, then times them interleaved, so that a change of the machine's speed meets all
-alike. On a GPU it times with CUDA events over rotating inputs that together exceed the caches.
+A ``Case`` is one workload: inputs, contenders, a check of their outputs, and the bytes that any implementation must
+move. ``run_case`` checks every contender first, then times them interleaved, so that a change of the machine's speed
+meets all alike. On a GPU it times with CUDA events over rotating inputs that together exceed the caches.
 
-On the CPU, glibc maps fresh pages for every tensor over 32 MiB, which can cost more than the op; large cases are therefore
-also timed with pages kept (in a process whose ``MALLOC_*`` settings keep them), in rows of their own.
+On the CPU, glibc maps fresh pages for every tensor over 32 MiB, which can cost more than the op; large cases are
+therefore also timed with pages kept (in a process whose ``MALLOC_*`` settings keep them), in rows of their own.
 """
 
 from __future__ import annotations
@@ -34,22 +34,30 @@ PAGES_KEPT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-LARGE_BYTES = 32 * 2**20  # a tensor from here on gets its pages from the kernel each time
 _ROTATION_BYTES = 512 * 2**20  # several times a GPU's L2 cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to measure: device, seconds a case, seed, and whether pages are kept (set by the harness itself)."""
+    """How to measure.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` ...
+        quick: fewer and smaller cases.
+        compiled: whether torch.compile'd contenders take part.
+        seconds: spent on timing each case.
+        seed: of the inputs.
+        pages: ``"kept"`` in the process that the harness starts with ``PAGES_KEPT``.
+        large_bytes: cases with tensors from this size on are timed with pages kept too; glibc's threshold.
+    """
 
     device: str = "cpu"
     quick: bool = False
+    compiled: bool = True
+    seconds: float = 4.0
     seed: int = 0
     pages: str = "default"
-
-    @property
-    def seconds(self) -> float:
-        return 0.8 if self.quick else 4.0
+    large_bytes: int = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Case:
 
 @dataclasses.dataclass
 class Row:
-    """One contender's result in one case; a line of the CSV. Times in microseconds; ``vs_x`` is x's time over this one's."""
+    """One contender's result in one case, a line of the CSV: microseconds; ``vs_x`` is x's time over this one's."""
 
     op: str
     variant: str
@@ -176,7 +184,7 @@ def _refusal(case: Case, inputs: tuple[torch.Tensor, ...], call: Callable[..., A
     """Why a contender is not timed."""
     try:
         wrong = case.check(inputs, call(*inputs))
-    except Exception as error:  # noqa: BLE001 - a contender that fails is reported, whatever it raises
+    except Exception as error:
         return f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
     return None if wrong is None else f"refused: {wrong}"
 
@@ -207,7 +215,7 @@ def run_case(case: Case, settings: Settings, bandwidth: float) -> list[Row]:
             continue
         turn = iter(_endless(sets))
         functions[name] = lambda call=call, turn=turn: call(*next(turn))  # type: ignore[misc]
-        for _ in range(2):
+        for _ in range(8 if settings.pages == "kept" else 2):  # the heap takes some calls to settle
             functions[name]()
     _synchronize(device)
     times = time_interleaved(functions, device, settings.seconds)
@@ -266,13 +274,16 @@ def run_cases(
         progress: told the name of each case as it starts.
     """
     bandwidth = copy_bandwidth(settings.device) if bandwidth is None else bandwidth
-    chosen = [case for case in cases(settings) if settings.pages == "default" or case.tensor_bytes >= LARGE_BYTES]
+    chosen = cases(settings)
+    large = [case for case in chosen if case.tensor_bytes >= settings.large_bytes]
+    if settings.pages == "kept":
+        chosen = large
     rows: list[Row] = []
     for case in chosen:
         progress(f"{case.op} {case.variant} {'x'.join(map(str, case.shape))} {str(case.dtype).removeprefix('torch.')}")
         rows += run_case(case, settings, bandwidth)
         torch._dynamo.reset()
-    if settings.device == "cpu" and settings.pages == "default" and any(c.tensor_bytes >= LARGE_BYTES for c in chosen):
+    if settings.device == "cpu" and settings.pages == "default" and large:
         progress(f"{module}, pages kept")
         rows += _in_process_with_pages_kept(module, settings, bandwidth)
     return rows

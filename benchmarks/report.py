@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["machine", "plot", "print_rows", "show_time"]
 
-WIN, LOSS = "#2a78d6", "#d1495b"
+WIN, LOSS, INK = "#2a78d6", "#d1495b", "#333333"
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -47,9 +47,8 @@ def _commit() -> str:
     if not (folder.parent / ".git").exists():
         return ""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=folder, capture_output=True, text=True, check=False
-        )
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return done.stdout.strip()
@@ -73,41 +72,52 @@ def _ratio(value: float | None, *, color: bool = False) -> str:
 
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:
-    """One line a contender; a genfast that loses is in red. ``speed-up`` is that of genfast over the line's contender."""
-    table = Table(title="genfast against its rivals", title_justify="left", row_styles=["", ""])
-    table.add_column("case", no_wrap=True)
-    table.add_column("contender", no_wrap=True)
-    for title in ("median", "spread", "genfast is", "kept pages", "genfast is", "× floor"):
-        table.add_column(title, justify="right", no_wrap=True)
-    groups: dict[tuple[str, ...], dict[str, dict[str, Row]]] = {}
+    """One block a case, one line a contender; where genfast loses, its speed-up is red and below 1."""
+    groups: dict[str, dict[str, dict[str, Row]]] = {}
     for row in rows:
-        key = (row.op, row.variant, row.shape, row.dtype)
-        groups.setdefault(key, {}).setdefault(row.contender, {})[row.pages] = row
+        title = " ".join(part for part in (row.op, row.variant, row.shape, row.dtype) if part)
+        groups.setdefault(title, {}).setdefault(row.contender, {})[row.pages] = row
+    any_kept = any(row.pages == "kept" for row in rows)
+    kept = ", kept: with pages kept (see the harness)" if any_kept else ""
+    console.print(f"speed-up: how many times faster genfast is than the line's contender{kept}", highlight=False)
+    console.print(_block(any_kept, header=True))
     notes: list[str] = []
-    for key, contenders in groups.items():
-        table.add_section()
-        title = f"{key[0]}\n  {key[2]} {key[3]}\n  {key[1]}".split("\n")
-        ours = contenders.get("genfast", {})
-        for index, (name, by_pages) in enumerate(contenders.items()):
-            row = next(iter(by_pages.values()))
-            label = title[index] if index < len(title) else ""
-            if row.status != "ok":
-                table.add_row(label, name, f"[yellow]{row.status.split(':')[0]}[/]")
-                notes.append(f"{' '.join(key)}, {name}: {row.status}")
-                continue
-            default, kept = by_pages.get("default"), by_pages.get("kept")
-            spread = f"±{(row.high_us - row.low_us) / 2 / row.median_us:.0%}" if row.low_us and row.high_us else ""
-            cells = [show_time(default.median_us if default else None), spread, _speedup(ours.get("default"), default)]
-            cells += [show_time(kept.median_us), _speedup(ours.get("kept"), kept)] if kept else ["", ""]
-            table.add_row(label, name, *cells, f"{row.vs_floor:.1f}" if row.vs_floor else "")
-        for label in title[len(contenders) :]:
-            table.add_row(label)
-        for pages, row in ours.items():
-            if row.targets:
-                notes.append(f"{' '.join(key)}, pages {pages}: {row.targets}")
-    console.print(table)
+    for title, contenders in groups.items():
+        table = _block(any_kept, header=False)
+        for name, by_pages in contenders.items():
+            table.add_row(*_cells(name, by_pages, contenders.get("genfast", {}), any_kept))
+            for pages, row in by_pages.items():
+                note = row.status if row.status != "ok" else row.targets
+                if note:
+                    notes.append(f"{title}, {name}{', pages kept' if pages == 'kept' else ''}: {note}")
+        console.print(title, style="bold", highlight=False)
+        console.print(table)
     for note in notes:
-        console.print(f"  {note}", highlight=False, style="bold red" if "MISSED" in note else "")
+        bad = any(word in note for word in ("MISSED", "refused", "failed"))
+        console.print(note, highlight=False, markup=False, style="red" if bad else "")
+
+
+def _block(any_kept: bool, header: bool) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), show_header=header)
+    table.add_column("", width=26, no_wrap=True)
+    columns = [("median", 8), ("spread", 6), ("speed-up", 8)]
+    columns += [("kept", 8), ("speed-up", 8)] if any_kept else []
+    for title, width in (*columns, ("x floor", 7)):
+        table.add_column(title, justify="right", no_wrap=True, width=width)
+    return table
+
+
+def _cells(name: str, by_pages: dict[str, Row], ours: dict[str, Row], any_kept: bool) -> list[str]:
+    default, kept = by_pages.get("default"), by_pages.get("kept")
+    row = default or next(iter(by_pages.values()))
+    if row.median_us is None:
+        return [f"  {name}", row.status.split(":")[0]]
+    spread = f"±{(row.high_us - row.low_us) / 2 / row.median_us:.0%}" if row.low_us and row.high_us else ""
+    median = default.median_us if default else None
+    cells = [f"  {name}", show_time(median), spread, _speedup(ours.get("default"), default)]
+    if any_kept:
+        cells += [show_time(kept.median_us) if kept else "", _speedup(ours.get("kept"), kept)]
+    return [*cells, f"{row.vs_floor:.1f}" if row.vs_floor else ""]
 
 
 def _speedup(ours: Row | None, other: Row | None) -> str:
@@ -146,11 +156,10 @@ def plot(csv_path: Path | str, png_path: Path | str) -> None:
         for i, (value, row) in enumerate(zip(values, lines, strict=True)):
             name = "eager" if column == "vs_eager" else row["best_rival"]
             if value == value:
-                axes.annotate(
-                    f"{value:.2g}x {name}", (max(value, 1.0), i + shift), (4, 0), textcoords="offset points", va="center",
-                    fontsize=8, color="#333333",
-                )  # fmt: skip
-    axes.axvline(1.0, color="#333333", linewidth=1)
+                place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(f"{value:.2g}x {name}", (max(value, 1.0), i + shift), fontsize=8, color=INK, **place)
+    axes.axvline(1.0, color=INK, linewidth=1)
+    axes.margins(y=0.02)
     axes.set_xscale("log")
     axes.set_xlim(*_limits(lines))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")

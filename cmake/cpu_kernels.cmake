@@ -11,9 +11,13 @@ function(genfast_cpu_target target)
     target_compile_definitions(${target} PRIVATE GENFAST_X86)
   endif()
   if(GENFAST_SANITIZE)
-    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all -g -O1)
+    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1)
   endif()
 endfunction()
+
+if(NOT GENFAST_SANITIZE)
+  set(GENFAST_KERNEL_OPTIMIZATION -O3)
+endif()
 
 # genfast_add_cpu_kernels(<name> <sources...>): sets <name>_OBJECTS to the objects of all instruction sets.
 function(genfast_add_cpu_kernels name)
@@ -24,12 +28,13 @@ function(genfast_add_cpu_kernels name)
   set(flags_baseline -DGENFAST_VEC_PLAIN)
   set(flags_avx2 -DGENFAST_VEC_AVX2 -mavx2 -mfma -mf16c)
   set(flags_avx512 -DGENFAST_VEC_AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
-                   -mprefer-vector-width=512)
+                   -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized) # GCC bug 105593
   foreach(isa ${isas})
     add_library(${name}_${isa} OBJECT ${ARGN})
     genfast_cpu_target(${name}_${isa})
     target_compile_definitions(${name}_${isa} PRIVATE GENFAST_ISA=${isa})
-    target_compile_options(${name}_${isa} PRIVATE -O3 -fno-exceptions -fno-rtti ${flags_${isa}})
+    target_compile_options(${name}_${isa} PRIVATE ${GENFAST_KERNEL_OPTIMIZATION} -fno-exceptions -fno-rtti
+                                                  -Wno-unused-function ${flags_${isa}})
     list(APPEND objects $<TARGET_OBJECTS:${name}_${isa}>)
   endforeach()
   set(${name}_OBJECTS ${objects} PARENT_SCOPE)

@@ -31,11 +31,15 @@ def check_float_tensor(op: str, name: str, value: Any) -> None:
 def check_same(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
     """``ValueError`` or ``TypeError`` unless two tensors share shape, device and dtype."""
     if value.shape != other.shape:
-        raise ValueError(f"{op}: {name} has shape {shape_of(value)}, {other_name} {shape_of(other)}; they must be equal")
+        raise ValueError(
+            f"{op}: {name} has shape {shape_of(value)}, {other_name} {shape_of(other)}; they must be equal"
+        )
     if value.device != other.device:
         raise ValueError(f"{op}: {name} is on {value.device}, {other_name} on {other.device}; move them to one device")
     if value.dtype != other.dtype:
-        raise TypeError(f"{op}: {name} is {value.dtype}, {other_name} {other.dtype}; they must be equal outside autocast")
+        raise TypeError(
+            f"{op}: {name} is {value.dtype}, {other_name} {other.dtype}; they must be equal outside autocast"
+        )
 
 
 def check_count(op: str, name: str, value: Any, low: int, high: int | None = None) -> Any:

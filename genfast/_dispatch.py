@@ -28,7 +28,7 @@ class Backend(NamedTuple):
     """One implementation of an op: ``run`` takes the op's arguments, ``supports`` says why it cannot (or None)."""
 
     run: Callable[..., Any]
-    supports: Callable[..., str | None] = lambda *_: None
+    supports: Callable[..., str | None] | None = None
 
 
 class _State:
@@ -82,12 +82,12 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _device_obstacle(backend: str, device_type: str) -> str | None:
     """Why a backend cannot run on a kind of device at all, whatever the op."""
     if backend == "reference":
@@ -99,7 +99,9 @@ def _device_obstacle(backend: str, device_type: str) -> str | None:
             return "Triton is not installed; install it with `pip install genfast[triton]`"
         if device_type == "cuda" or (device_type == "cpu" and triton_interpreted()):
             return None
-        return f"Triton kernels take CUDA tensors, got {device_type} (its interpreter, TRITON_INTERPRET=1, takes CPU ones)"
+        return (
+            f"Triton kernels take CUDA tensors, got {device_type} (its interpreter, TRITON_INTERPRET=1, takes CPU ones)"
+        )
     if not C.has_cuda:
         return "genfast was built without CUDA; rebuild with nvcc on the PATH (GENFAST_CUDA=ON)"
     if device_type != "cuda":
@@ -129,24 +131,30 @@ def _obstacle(op: Any, backend: str, device: torch.device, args: tuple[Any, ...]
     candidate = op.backends.get(backend)
     if candidate is None:
         return f"{op.name} has no {backend} kernel"
-    reason = _device_obstacle(backend, device.type) or candidate.supports(*args)
+    reason = _device_obstacle(backend, device.type)
+    if reason is None and candidate.supports is not None:
+        reason = candidate.supports(*args)
     if reason is None and backend == "cuda" and not forced:
         reason = _ledger.unverified(op.kernels, device)
     return reason
 
 
-def select(op: Any, device: torch.device, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """The implementation that runs this call."""
+def select(op: Any, like: torch.Tensor, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """The implementation that runs this call; ``like`` is on its device."""
     forced = _state.forced
     if forced is not None:
-        reason = _obstacle(op, forced, device, args, forced=True)
+        reason = _obstacle(op, forced, like.device, args, forced=True)
         if reason is not None:
             raise RuntimeError(f"genfast.{op.name}: the forced backend {forced!r} cannot run this call: {reason}")
         return op.backends[forced].run
-    for name in _ORDER.get(device.type, ("reference",)):
-        if _obstacle(op, name, device, args, forced=False) is None:
+    if like.is_cpu:  # the shortest way: the C++ kernels have no obstacle but the call's own arguments
+        native = op.backends.get("cpp")
+        if native is not None and (native.supports is None or native.supports(*args) is None):
+            return native.run
+    for name in _ORDER.get(like.device.type, ("reference",)):
+        if _obstacle(op, name, like.device, args, forced=False) is None:
             return op.backends[name].run
-    raise RuntimeError(f"genfast.{op.name}: no backend runs this call on {device}")  # pragma: no cover
+    raise RuntimeError(f"genfast.{op.name}: no backend runs this call on {like.device}")  # pragma: no cover
 
 
 class Explanation(NamedTuple):

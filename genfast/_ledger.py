@@ -63,7 +63,8 @@ def write_ledger(path: Path, entry: dict[str, Any], *, as_list: bool) -> None:
 def _verified(kernel: str, capability: str) -> bool:
     digest = kernel_hashes().get(kernel)
     return digest is not None and any(
-        ledger.get("compute_capability") == capability and ledger.get("kernels", {}).get(kernel, {}).get("hash") == digest
+        ledger.get("compute_capability") == capability
+        and ledger.get("kernels", {}).get(kernel, {}).get("hash") == digest
         for ledger in ledgers()
     )
 
@@ -74,7 +75,7 @@ def pending() -> list[str]:
     return [kernel for kernel in kernel_hashes() if not any(_verified(kernel, c) for c in capabilities)]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unverified(kernel: str, device: torch.device) -> str | None:
     """Why the CUDA kernel ``kernel`` is not chosen automatically on ``device``, or None if it may be."""
     major, minor = torch.cuda.get_device_capability(device)

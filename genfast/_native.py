@@ -28,8 +28,6 @@ DTYPE_CODES: dict[torch.dtype, int] = {
 }
 
 
-def execution(device: torch.device) -> int:
-    """What a native kernel runs on: torch's thread count on the CPU, the current stream's handle on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.current_stream(device).cuda_stream
-    return torch.get_num_threads()
+def execution(tensor: torch.Tensor) -> int:
+    """What a native kernel on the tensor's device runs on: torch's thread count, or the current stream's handle."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else torch.get_num_threads()

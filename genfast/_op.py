@@ -25,67 +25,84 @@ from genfast._dispatch import Backend
 __all__ = ["Formula", "Op", "differentiable", "transformed"]
 
 _library = torch.library.Library("genfast", "DEF")
-_PLAIN = {torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), torch.dtype}
-
-
-def _plain(args: Sequence[Any]) -> bool:
-    """Whether a call may skip PyTorch's dispatcher: ordinary tensors and nobody watching."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch.autograd.profiler._is_profiler_enabled:
-        return False
-    for arg in args:
-        if type(arg) not in _PLAIN:
-            return False
-    return True
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Op:
-    """A raw, non-differentiable operator of the ``genfast`` namespace.
+    """A raw operator of the ``genfast`` namespace.
 
     Args:
         schema: torch schema without the namespace, e.g. ``"scale(Tensor x, float s) -> Tensor"``. It may not alias.
         backends: backend name to ``Backend``; each ``run`` takes the schema's arguments. Where the schema returns several
             tensors, ``run`` returns a tuple that may hold None for an output that was not asked for.
         fake: the same signature on fake tensors; no None.
-        kernels: names of the GPU kernels in the ledger (``family/op``) that the cuda backend runs.
-        tie: the ``differentiable`` that wraps the op, for gradients through ``torch.ops.genfast.<name>`` itself; set by
-            ``differentiable``.
+        kernels: name of the GPU kernel in the ledger (``family/op``) that the cuda backend runs.
+        internal: the op is part of another's formula: it always runs its reference, whatever backend is forced.
+
+    ``tie``, set by the op's module, takes the same arguments and differentiates: it serves gradients through
+    ``torch.ops.genfast.<name>`` itself.
     """
 
-    def __init__(self, schema: str, backends: dict[str, Backend], fake: Callable[..., Any], kernels: str = "") -> None:
+    def __init__(
+        self,
+        schema: str,
+        backends: dict[str, Backend],
+        fake: Callable[..., Any],
+        kernels: str = "",
+        *,
+        internal: bool = False,
+    ) -> None:
         self.name = schema.split("(", 1)[0]
         self.backends = backends
         self.fake = fake
         self.kernels = kernels
+        self.internal = internal
         self.tie: Callable[..., Any] | None = None
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(self.name, self._implementation, "CompositeExplicitAutograd")
         _library.impl(self.name, self._autograd, "Autograd")
         torch.library.register_fake(f"genfast::{self.name}", fake, lib=_library)
         self.overload = getattr(torch.ops.genfast, self.name).default
+        arguments = self.overload._schema.arguments
+        self._tensors = tuple(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type))
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or not _plain(args):
+        """Runs the op without autograd: past PyTorch's dispatcher where the tensors are plain and nobody is watching."""
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()
+            or torch.autograd.profiler._is_profiler_enabled
+        ):
             return self.overload(*args)
+        for i in self._tensors:
+            arg = args[i]
+            if arg is not None:
+                # torch.autograd.grad(is_grads_batched=True) hands a backward batched cotangents without a transform.
+                kind = type(arg)
+                if (kind is not _Tensor and kind is not _Parameter) or _is_legacy_batched(arg):
+                    return self.overload(*args)
         return self.run(args)
 
     def run(self, args: tuple[Any, ...]) -> Any:
         """Runs the chosen backend directly."""
-        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-        if device.type == "meta":
-            return self.fake(*args)
+        if self.internal:
+            return self.backends["reference"].run(*args)
+        first = next_tensor(args)
         if _dispatch._state.recorder is not None:
             _dispatch._state.recorder.append((self, args))
             return self.fake(*args)
-        return _dispatch.select(self, device, args)(*args)
+        if first.is_meta:
+            return self.fake(*args)
+        return _dispatch.select(self, first, args)(*args)
 
     def _implementation(self, *args: Any) -> Any:
         """What the dispatcher calls: as ``run``, with an empty tensor for each output that was not asked for."""
         out = self.run(args)
         if not isinstance(out, tuple):
             return out
-        like = next(arg for arg in args if isinstance(arg, torch.Tensor))
+        like = next_tensor(args)
         return tuple(like.new_empty(0) if tensor is None else tensor for tensor in out)
 
     def _autograd(self, *args: Any) -> Any:
@@ -95,16 +112,35 @@ class Op:
             return self.overload(*args)
 
 
+def next_tensor(args: Sequence[Any]) -> torch.Tensor:
+    """The first tensor of the arguments."""
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg
+    raise TypeError("a genfast op takes at least one tensor")
+
+
 def _requires_grad(args: Sequence[Any]) -> bool:
     for arg in args:
-        if isinstance(arg, torch.Tensor) and arg.requires_grad:
+        if isinstance(arg, _Tensor) and arg.requires_grad:
             return True
     return False
 
 
+def _distinct(args: Sequence[Any]) -> list[Any]:
+    """The arguments with a view in place of a repeated tensor, which Dynamo does not take."""
+    distinct: list[Any] = []
+    for arg in args:
+        repeated = isinstance(arg, torch.Tensor) and any(arg is other for other in distinct)
+        distinct.append(arg.view_as(arg) if repeated else arg)
+    return distinct
+
+
 def transformed() -> bool:
     """Whether a torch.func transform or a forward-mode level is active."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 class Formula:
@@ -145,9 +181,13 @@ def _loop_vmap(function: Any) -> Callable[..., Any]:
 
 
 class Differentiable:
-    """Calls a formula by the cheapest path that is right; see the module's docstring."""
+    """Calls a formula by the cheapest path that is right; see the module's docstring.
 
-    def __init__(self, formula: type[Formula]) -> None:
+    ``composite``, the same in differentiable torch operations, serves torch.func transforms inside a compiled region, where
+    a Function's jvp is ignored.
+    """
+
+    def __init__(self, formula: type[Formula], composite: Callable[..., Any] | None = None) -> None:
         forward, save, backward = formula.forward, formula.save, formula.backward
 
         class Lean(torch.autograd.Function):
@@ -157,10 +197,6 @@ class Differentiable:
                 ctx.save_for_backward(*save(ctx, args, output))
                 ctx.set_materialize_grads(False)
                 return output
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                return backward(ctx, *grads)
 
         class Full(torch.autograd.Function):
             @staticmethod
@@ -175,32 +211,34 @@ class Differentiable:
                 ctx.set_materialize_grads(False)
 
             @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                return backward(ctx, *grads)
-
-            @staticmethod
             def jvp(ctx: Any, *tangents: Any) -> Any:
-                return formula.jvp(ctx, *tangents)
+                if torch._C._are_functorch_transforms_active():
+                    return formula.jvp(ctx, *tangents)
+                # A dual level (not a transform) is still on here, and the saved tensors are dual: take them as plain.
+                with forward_ad._set_fwd_grad_enabled(False):
+                    return formula.jvp(ctx, *tangents)
 
+        Lean.backward = staticmethod(backward)  # type: ignore[method-assign]
+        Full.backward = staticmethod(backward)  # type: ignore[method-assign]
         Full.vmap = staticmethod(_loop_vmap(Full))  # type: ignore[method-assign]
         Lean.__name__ = Lean.__qualname__ = f"{formula.__name__}Function"
         Full.__name__ = Full.__qualname__ = f"{formula.__name__}TransformableFunction"
-        self.forward, self.lean, self.full = forward, Lean, Full
+        self.forward, self.lean, self.full, self.composite = forward, Lean, Full, composite
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
-            # Inside a traced backward this is off, and no second backward exists there.
-            return self.lean.apply(*args) if torch.is_grad_enabled() and _requires_grad(args) else self.forward(*args)
-        if transformed():
+            if self.composite is not None and transformed():
+                return self.composite(*args)
+            # In a traced backward grad mode is off: a compiled graph has no second backward.
+            if torch.is_grad_enabled() and _requires_grad(args):
+                return self.lean.apply(*_distinct(args))
+        elif transformed():
             return self.full.apply(*args)
-        if torch.is_grad_enabled() and _requires_grad(args):
+        elif torch.is_grad_enabled() and _requires_grad(args):
             return self.lean.apply(*args)
         return self.forward(*args)
 
 
-def differentiable(formula: type[Formula], op: Op | None = None) -> Differentiable:
-    """Makes a formula callable; ``op`` is the raw op whose arguments and results are exactly the formula's."""
-    call = Differentiable(formula)
-    if op is not None:
-        op.tie = call
-    return call
+def differentiable(formula: type[Formula], composite: Callable[..., Any] | None = None) -> Differentiable:
+    """Makes a formula callable; see ``Differentiable``."""
+    return Differentiable(formula, composite)

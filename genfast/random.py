@@ -47,7 +47,9 @@ def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tens
         if seed.dim() != 0:
             raise ValueError(f"seed must be 0-d, got shape {tuple(seed.shape)}")
         if seed.device.type != "cpu" and seed.device != device:
-            raise ValueError(f"seed is on {seed.device}, the other tensors on {device}; it may be on the CPU or with them")
+            raise ValueError(
+                f"seed is on {seed.device}, the other tensors on {device}; it may be on the CPU or with them"
+            )
         return seed
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got {type(seed).__name__}")

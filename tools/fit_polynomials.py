@@ -15,7 +15,9 @@ import numpy as np
 Array = np.ndarray
 
 
-def fit(target: Callable[[Array], Array], weight: Callable[[Array], Array], low: float, high: float, degree: int) -> Array:
+def fit(
+    target: Callable[[Array], Array], weight: Callable[[Array], Array], low: float, high: float, degree: int
+) -> Array:
     """Coefficients (lowest order first) of a near-minimax fit of ``target`` with error weight ``weight``."""
     nodes = np.cos(np.pi * (np.arange(2000) + 0.5) / 2000)
     x = 0.5 * (high - low) * nodes + 0.5 * (high + low)
@@ -32,8 +34,14 @@ def fit(target: Callable[[Array], Array], weight: Callable[[Array], Array], low:
     return coefficients
 
 
-def report(name: str, coefficients: Array, value: Callable[[Array, Array], Array], exact: Callable[[Array], Array],
-           low: float, high: float) -> None:
+def report(
+    name: str,
+    coefficients: Array,
+    value: Callable[[Array, Array], Array],
+    exact: Callable[[Array], Array],
+    low: float,
+    high: float,
+) -> None:
     c = coefficients.astype(np.float32)
     x = np.linspace(low, high, 200_001).astype(np.float32)
     x = x[np.abs(x) > 1e-6]
@@ -65,14 +73,16 @@ def main() -> None:
     report("kSin", sin, lambda t, c: t * horner(t * t, c), lambda t: np.sin(2 * np.pi * t), -0.125, 0.125)
     cos = fit(lambda q: (np.cos(2 * np.pi * np.sqrt(q)) - 1) / q, lambda q: q, 0.0, 1 / 64, 3)
     report("kCos", cos, lambda t, c: one + t * t * horner(t * t, c), lambda t: np.cos(2 * np.pi * t), -0.125, 0.125)
+
     # e^x - 1 - x = x^2 G(x)
     def residual(x: Array) -> Array:
         total, term = np.zeros_like(x), np.full_like(x, 0.5)
         for n in range(3, 26):
             total, term = total + term, term * x / n
         return total
-    expm1mx = fit(residual, lambda x: 1 / residual(x), -0.5, 0.5, 6)
-    report("kExpm1MinusX", expm1mx, lambda x, c: x * x * horner(x, c), lambda x: x**2 * residual(x), -0.5, 0.5)
+
+    expm1mx = fit(residual, lambda x: 1 / residual(x), -1.0, 1.0, 8)
+    report("kExpm1MinusX", expm1mx, lambda x, c: x * x * horner(x, c), lambda x: x**2 * residual(x), -1.0, 1.0)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ constexpr float kLog1p[] = {0.333333105f,  -0.249999866f, 0.200022265f,  -0.1666
 constexpr float kSin[] = {6.28318548f, -41.3416634f, 81.5925522f, -75.4020691f};
 // cos(2 pi t) = 1 + t^2 C(t^2) for |t| <= 1/8 turn; 9.9e-8.
 constexpr float kCos[] = {-19.7392082f, 64.9393234f, -85.4437408f, 59.2459602f};
-// e^x - 1 - x = x^2 G(x) for |x| <= 1/2; 1.7e-7.
-constexpr float kExpm1MinusX[] = {0.5f,           0.166666672f,   0.0416666642f, 0.00833318289f,
-                                  0.00138890406f, 0.000199619564f, 2.48416709e-05f};
+// e^x - 1 - x = x^2 G(x) for |x| <= 1; 1.7e-7.
+constexpr float kExpm1MinusX[] = {0.5f,           0.166666672f,    0.0416666679f,   0.00833334494f,  0.0013888859f,
+                                  0.000198370486f, 2.48043689e-05f, 2.81230018e-06f, 2.77125224e-07f};
 
 constexpr float kLog2E = 1.44269504f;
 // ln(2) in two parts; the first has trailing zero bits, so that n * kLn2High is exact for |n| < 2^11.

@@ -67,6 +67,7 @@ GENFAST_OP VecU shift_right(VecU a) {
 GENFAST_OP Mask less(VecF a, VecF b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 GENFAST_OP Mask equal(VecU a, VecU b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v)}; }
 GENFAST_OP Mask is_nan(VecF a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+GENFAST_OP Mask sign_bit(VecU a) { return {_mm512_movepi32_mask(a.v)}; }  // only for select
 GENFAST_OP Mask either(Mask a, Mask b) { return {static_cast<__mmask16>(a.v | b.v)}; }
 GENFAST_OP Mask both(Mask a, Mask b) { return {static_cast<__mmask16>(a.v & b.v)}; }
 GENFAST_OP Mask no_lane() { return {0}; }
@@ -86,20 +87,33 @@ GENFAST_OP float sum(VecF a) {
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
 
+// The key of each Philox round, in every lane; kept in memory, where the exclusive-or reads it at no cost.
+struct RoundKeys {
+  __m512i k0[10], k1[10];
+};
+
+GENFAST_OP void make_round_keys(uint64_t seed, RoundKeys* keys) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    keys->k0[round] = _mm512_set1_epi64(k0);
+    keys->k1[round] = _mm512_set1_epi64(k1);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  __asm__ volatile("" : : "r"(keys) : "memory");  // else the compiler rebuilds them from scalars in every batch
+}
+
 // Philox of sixteen consecutive counters, in 64-bit lanes: vpmuludq reads only the low word of a lane, so the high words may
 // hold anything and each round costs two multiplications, two shifts and four exclusive-ors for eight counters.
-GENFAST_OP void philox_half(__m512i c0, __m512i c1, __m512i c2, __m512i c3, uint64_t seed, __m512i words[4]) {
+GENFAST_OP void philox_half(__m512i c0, __m512i c1, __m512i c2, __m512i c3, const RoundKeys& keys, __m512i words[4]) {
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53ll), m1 = _mm512_set1_epi64(0xCD9E8D57ll);
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const __m512i p0 = _mm512_mul_epu32(c0, m0), p1 = _mm512_mul_epu32(c2, m1);
-    c0 = _mm512_xor_si512(_mm512_srli_epi64(p1, 32), _mm512_xor_si512(c1, _mm512_set1_epi64(k0)));
-    c2 = _mm512_xor_si512(_mm512_srli_epi64(p0, 32), _mm512_xor_si512(c3, _mm512_set1_epi64(k1)));
+    c0 = _mm512_xor_si512(_mm512_srli_epi64(p1, 32), _mm512_xor_si512(c1, keys.k0[round]));
+    c2 = _mm512_xor_si512(_mm512_srli_epi64(p0, 32), _mm512_xor_si512(c3, keys.k1[round]));
     c1 = p1;
     c3 = p0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   words[0] = c0;
   words[1] = c1;
@@ -109,15 +123,15 @@ GENFAST_OP void philox_half(__m512i c0, __m512i c1, __m512i c2, __m512i c3, uint
 
 // 32-bit lane l = 4 b + j of a word belongs to counter group + 4 j + b: the order that interleave4 undoes.
 GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64_bit, uint32_t c2, uint32_t c3,
-                             uint64_t seed, VecU words[4]) {
+                             const RoundKeys& keys, VecU words[4]) {
   const __m512i base = _mm512_set1_epi64(static_cast<long long>(group));
   const __m512i even = _mm512_add_epi64(base, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11));
   const __m512i odd = _mm512_add_epi64(base, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15));
   const __m512i fixed = _mm512_set1_epi64(c1_fixed);
   const __m512i v2 = _mm512_set1_epi64(c2), v3 = _mm512_set1_epi64(c3);
   __m512i a[4], b[4];
-  philox_half(even, group_is_64_bit ? _mm512_srli_epi64(even, 32) : fixed, v2, v3, seed, a);
-  philox_half(odd, group_is_64_bit ? _mm512_srli_epi64(odd, 32) : fixed, v2, v3, seed, b);
+  philox_half(even, group_is_64_bit ? _mm512_srli_epi64(even, 32) : fixed, v2, v3, keys, a);
+  philox_half(odd, group_is_64_bit ? _mm512_srli_epi64(odd, 32) : fixed, v2, v3, keys, b);
   for (int w = 0; w < 4; ++w) words[w].v = _mm512_mask_blend_epi32(0xAAAA, a[w], _mm512_slli_epi64(b[w], 32));
 }
 

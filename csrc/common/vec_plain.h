@@ -56,6 +56,7 @@ GENFAST_OP VecU shift_right(VecU a) { GENFAST_LANES a.v[i] >>= N; return a; }
 GENFAST_OP Mask less(VecF a, VecF b) { Mask r; GENFAST_LANES r.v[i] = a.v[i] < b.v[i]; return r; }
 GENFAST_OP Mask equal(VecU a, VecU b) { Mask r; GENFAST_LANES r.v[i] = a.v[i] == b.v[i]; return r; }
 GENFAST_OP Mask is_nan(VecF a) { Mask r; GENFAST_LANES r.v[i] = a.v[i] != a.v[i]; return r; }
+GENFAST_OP Mask sign_bit(VecU a) { Mask r; GENFAST_LANES r.v[i] = (a.v[i] >> 31) != 0; return r; }  // only for select
 GENFAST_OP Mask either(Mask a, Mask b) { GENFAST_LANES a.v[i] = a.v[i] || b.v[i]; return a; }
 GENFAST_OP Mask both(Mask a, Mask b) { GENFAST_LANES a.v[i] = a.v[i] && b.v[i]; return a; }
 GENFAST_OP Mask no_lane() { Mask r; GENFAST_LANES r.v[i] = false; return r; }
@@ -116,15 +117,20 @@ GENFAST_OP uint16_t float_to_half(float x) {
 GENFAST_OP VecF load_half(const uint16_t* p) { VecF r; GENFAST_LANES r.v[i] = half_to_float(p[i]); return r; }
 GENFAST_OP void store_half(uint16_t* p, VecF x) { GENFAST_LANES p[i] = float_to_half(x.v[i]); }
 
+struct RoundKeys {
+  uint64_t seed;
+};
+GENFAST_OP void make_round_keys(uint64_t seed, RoundKeys* keys) { keys->seed = seed; }
+
 // Philox of kWidth consecutive counters; lane i of word w belongs to counter group + i (see vec_math.h's interleave4).
 GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64_bit, uint32_t c2_in, uint32_t c3_in,
-                             uint64_t seed, VecU words[4]) {
+                             const RoundKeys& keys, VecU words[4]) {
   GENFAST_LANES {
     const uint64_t counter = group + static_cast<uint64_t>(i);
     uint32_t c0 = static_cast<uint32_t>(counter);
     uint32_t c1 = group_is_64_bit ? static_cast<uint32_t>(counter >> 32) : c1_fixed;
     uint32_t c2 = c2_in, c3 = c3_in;
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    uint32_t k0 = static_cast<uint32_t>(keys.seed), k1 = static_cast<uint32_t>(keys.seed >> 32);
     for (int round = 0; round < 10; ++round) {
       const uint64_t p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
       c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;

@@ -1,8 +1,8 @@
 // reparameterize for float32, bfloat16 and float16: compiled once per instruction set. Formulas in reparameterize.h,
 // tiling in docs/kernels/reparameterize.md. Blocks of kBlock elements keep noise and intermediates in the first cache.
 //
-// sigma = root^2 with root = e^(logvar/4) <= e^88, so that root * eps * root is never inf * 0 and overflows only where the
-// exact product does; factors are multiplied smallest first for the same reason (scale_by_sigma).
+// sigma = root^2 with root = e^(logvar/4) <= e^88: x * root * root is never inf * 0, and overflows only where the exact
+// product does (|x root| lies between |x| and |x sigma|). Noise enters gradients as eps / 16, so that dz eps cannot overflow.
 #include "common/vec_math.h"
 #include "vae/reparameterize_cpu.h"
 #include "vae/row_sums.h"
@@ -15,23 +15,14 @@ constexpr int64_t kBlock = 512;
 constexpr int64_t kNoiseRoom = kBlock + 4 + kBatch;
 constexpr float kLargeLogvar = 17.0f;  // from here e^x - 1 is e^x in float32
 
-VecF root_of(VecF logvar) { return exp(min(broadcast(88.0f), logvar * broadcast(0.25f))); }
+VecF root_of(VecF logvar) { return exp_bounded(logvar * broadcast(0.25f)); }
 
-VecF scale_by_sigma(VecF x, VecF root) {
-  const VecF one = broadcast(1.0f);
-  const VecF below = min(root, one), above = max(root, one);
-  return x * below * below * above * above;
-}
-
-VecF expm1(VecF x) {
-  const VecF exp_x = exp(x);
-  return select(less(abs(x), broadcast(0.5f)), x + expm1_minus(x, exp_x), exp_x - broadcast(1.0f));
-}
+VecF fourth_power(VecF root) { return (root * root) * (root * root); }
 
 // row * expm1(logvar) / 2, finite where that is, zero where row is.
 VecF half_row_expm1(VecF row, VecF logvar, VecF root) {
   const VecF half_row = row * broadcast(0.5f);
-  const VecF small = half_row * expm1(min(broadcast(kLargeLogvar), logvar));
+  const VecF small = half_row * expm1(logvar, fourth_power(root));
   const VecF large = half_row * root * root * root * root;
   return select(less(broadcast(kLargeLogvar), logvar), large, small);
 }
@@ -75,8 +66,9 @@ void forward(const ReparameterizeForward& args, int64_t begin, int64_t end, KlPa
     for (int64_t i = 0; i < count; i += kWidth) {
       const VecF m = load_upto(mu + at + i, count - i), v = load_upto(logvar + at + i, count - i);
       store(means + i, m);
-      if (z != nullptr) store(roots + i, root_of(v));
-      if (args.kl != nullptr) store(terms + i, broadcast(0.5f) * fma(m, m, expm1_minus(v, exp(v))));
+      const VecF root = root_of(v);
+      store(roots + i, root);
+      if (args.kl != nullptr) store(terms + i, broadcast(0.5f) * fma(m, m, expm1_minus(v, fourth_power(root))));
     }
     if (args.kl != nullptr) {
       sums.add(at, count, [&](int64_t i, int64_t n) { return segment_sum(terms + i, n); });
@@ -123,13 +115,14 @@ void backward(const ReparameterizeBackward& args, int64_t begin, int64_t end) {
       const VecF v = load_upto(logvar + at + i, count - i);
       const VecF root = root_of(v), a = load(along + i), eight = broadcast(8.0f);
       VecF to_mu = load(sums + i);
-      VecF to_logvar = eight * scale_by_sigma(a, root);
+      VecF to_logvar = eight * (a * root * root);
       if (dkl != nullptr) {
         const VecF row = load(rows + i), half_row = row * broadcast(0.5f);
         to_mu = fma(row, load_upto(mu + at + i, count - i), to_mu);
         // One bracket where both parts may overflow, so that inf - inf does not arise.
         const VecF large = fma(eight, a, half_row * root * root) * root * root;
-        const VecF small = fma(half_row, expm1(min(broadcast(kLargeLogvar), v)), to_logvar);
+        const VecF growth = expm1(v, fourth_power(root));
+        const VecF small = fma(half_row, growth, to_logvar);
         to_logvar = select(less(broadcast(kLargeLogvar), v), large, small);
       }
       store_upto(dlogvar + at + i, to_logvar, count - i);
@@ -166,7 +159,7 @@ void jvp(const ReparameterizeJvp& args, int64_t begin, int64_t end, KlPartials* 
         const VecF root = root_of(load_upto(logvar + at + i, count - i));
         const VecF along = load_upto(logvar_tangent + at + i, count - i) * (load(eps + i) * broadcast(0.0625f));
         const VecF m = load_upto(mu_tangent + at + i, count - i);
-        store_upto(out + i, fma(broadcast(8.0f), scale_by_sigma(along, root), m), count - i);
+        store_upto(out + i, fma(broadcast(8.0f), along * root * root, m), count - i);
       }
     }
   }

@@ -12,11 +12,6 @@ constexpr double kLargeLogvar = 40.0;  // from here e^x - 1 is e^x in float64
 
 double root_of(double logvar) { return std::exp(std::fmin(709.0, logvar * 0.25)); }
 
-double scale_by_sigma(double x, double root) {
-  const double below = std::fmin(root, 1.0), above = std::fmax(root, 1.0);
-  return x * below * below * above * above;
-}
-
 double expm1_minus(double x) {
   if (std::fabs(x) > 0.5) return std::expm1(x) - x;
   double total = 0.0, term = 0.5 * x * x;
@@ -74,7 +69,7 @@ void reparameterize_backward_double(const ReparameterizeBackward& args, int64_t 
       to_mu += grad;
       along += grad * (normal(shape, k, i) * 0.0625);
     }
-    double to_logvar = 8.0 * scale_by_sigma(along, root);
+    double to_logvar = 8.0 * (along * root * root);
     if (args.dkl != nullptr) {
       const double row = doubles(args.dkl)[i / shape.event];
       to_mu += row * doubles(args.mu)[i];
@@ -98,7 +93,7 @@ void reparameterize_jvp_double(const ReparameterizeJvp& args, int64_t begin, int
       sums.add(i, 1, [&](int64_t, int64_t) { return term; });
     }
     for (int64_t k = 0; args.z_tangent != nullptr && k < shape.samples; ++k) {
-      doubles(args.z_tangent)[k * total + i] = dmu + 8.0 * scale_by_sigma(dlogvar * (normal(shape, k, i) * 0.0625), root);
+      doubles(args.z_tangent)[k * total + i] = dmu + 8.0 * (dlogvar * (normal(shape, k, i) * 0.0625) * root * root);
     }
   }
   sums.finish();

@@ -21,12 +21,12 @@ def _native(module, logits, bias, seed, beta, row_offset, col_offset, step, samp
     logits = logits.contiguous()
     bias = None if bias is None else bias.to(_compute_dtype(logits)).contiguous()
     columns = logits.shape[-1]
-    sample = logits.new_empty(logits.shape, dtype=sample_dtype)
+    sample = torch.empty_like(logits, dtype=sample_dtype)
     prob = torch.empty_like(logits) if return_prob else None
     found_nan = module.bernoulli_sample(
         DTYPE_CODES[logits.dtype], DTYPE_CODES[sample_dtype], logits.data_ptr(), pointer(bias), sample.data_ptr(),
         pointer(prob), math.prod(logits.shape[:-1]), columns, beta, *seed_value_and_pointer(seed), row_offset, col_offset,
-        step, execution(logits.device),
+        step, execution(logits),
     )  # fmt: skip
     return sample, prob, found_nan
 

@@ -14,33 +14,38 @@ Tensor = torch.Tensor
 
 
 def _rows_and_event(mu: Tensor, event_dims: int) -> tuple[int, int]:
-    split = mu.dim() - event_dims
-    return math.prod(mu.shape[:split]), math.prod(mu.shape[split:])
-
-
-def _kl_dtype(mu: Tensor) -> torch.dtype:
-    return torch.float64 if mu.dtype == torch.float64 else torch.float32
+    shape = mu.shape
+    if event_dims == 1 and len(shape) == 2:
+        return shape  # type: ignore[return-value]
+    split = len(shape) - event_dims
+    return math.prod(shape[:split]), math.prod(shape[split:])
 
 
 def _new_z(mu: Tensor, samples: int | None) -> Tensor:
-    return mu.new_empty(mu.shape if samples is None else (samples, *mu.shape))
+    return torch.empty_like(mu) if samples is None else mu.new_empty((samples, *mu.shape))
 
 
-def _kl_buffer(module: Any, mu: Tensor, event_dims: int, event: int) -> tuple[Tensor, int]:
+def _new_kl(module: Any, mu: Tensor, event_dims: int, event: int) -> tuple[Tensor, int]:
     """The kl output, or [..., chunks] partial sums where a GPU splits long rows."""
     shape = mu.shape[: mu.dim() - event_dims]
     chunks = module.reparameterize_kl_chunks(event) if mu.is_cuda else 1
-    return mu.new_empty(shape if chunks == 1 else (*shape, chunks), dtype=_kl_dtype(mu)), chunks
+    if chunks != 1:
+        shape = (*shape, chunks)
+    elif len(shape) == 1 and mu.dtype is torch.float32:  # the shortest way to the commonest case
+        return mu.new_empty(shape[0]), 1
+    if mu.dtype in (torch.float32, torch.float64):
+        return mu.new_empty(shape), chunks
+    return mu.new_empty(shape, dtype=torch.float32), chunks
 
 
 def _forward(module, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
     mu, logvar = mu.contiguous(), logvar.contiguous()
     rows, event = _rows_and_event(mu, event_dims)
     z = _new_z(mu, samples) if want_z else None
-    kl, chunks = _kl_buffer(module, mu, event_dims, event) if want_kl else (None, 1)
+    kl, chunks = _new_kl(module, mu, event_dims, event) if want_kl else (None, 1)
     module.reparameterize_forward(
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), pointer(z), pointer(kl),
-        rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks, execution(mu.device),
+        rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks, execution(mu),
     )  # fmt: skip
     return z, kl if chunks == 1 else kl.sum(-1)
 
@@ -54,7 +59,8 @@ def _backward(module, dz, dkl, mu, logvar, seed, samples, offset, event_dims, wa
     dlogvar = torch.empty_like(mu)
     module.reparameterize_backward(
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), pointer(dz), pointer(dkl), pointer(dmu),
-        dlogvar.data_ptr(), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), execution(mu.device),
+        dlogvar.data_ptr(), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed),
+        execution(mu),
     )  # fmt: skip
     return dmu, dlogvar
 
@@ -63,10 +69,11 @@ def _jvp(module, mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, 
     mu, logvar, mu_t, logvar_t = mu.contiguous(), logvar.contiguous(), mu_t.contiguous(), logvar_t.contiguous()
     rows, event = _rows_and_event(mu, event_dims)
     z = _new_z(mu, samples) if want_z else None
-    kl, chunks = _kl_buffer(module, mu, event_dims, event) if want_kl else (None, 1)
+    kl, chunks = _new_kl(module, mu, event_dims, event) if want_kl else (None, 1)
     module.reparameterize_jvp(
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), mu_t.data_ptr(), logvar_t.data_ptr(), pointer(z),
-        pointer(kl), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks, execution(mu.device),
+        pointer(kl), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks,
+        execution(mu),
     )  # fmt: skip
     return z, kl if chunks == 1 else kl.sum(-1)
 
@@ -104,7 +111,14 @@ def triton_forward(mu, logvar, seed, samples, offset, event_dims, want_z, want_k
     rows, event = _rows_and_event(mu, event_dims)
     with device_guard(mu):
         z, kl = kernels.forward(
-            mu.contiguous(), logvar.contiguous(), seed, 1 if samples is None else samples, offset, event, want_z, want_kl
+            mu.contiguous(),
+            logvar.contiguous(),
+            seed,
+            1 if samples is None else samples,
+            offset,
+            event,
+            want_z,
+            want_kl,
         )
     return _shaped(mu, samples, event_dims, z, kl)
 
@@ -117,7 +131,15 @@ def triton_backward(dz, dkl, mu, logvar, seed, samples, offset, event_dims, want
     dkl = None if dkl is None else dkl.contiguous()
     with device_guard(mu):
         dmu, dlogvar = kernels.backward(
-            dz, dkl, mu.contiguous(), logvar.contiguous(), seed, 1 if samples is None else samples, offset, event, want_dmu
+            dz,
+            dkl,
+            mu.contiguous(),
+            logvar.contiguous(),
+            seed,
+            1 if samples is None else samples,
+            offset,
+            event,
+            want_dmu,
         )
     return None if dmu is None else dmu.view(mu.shape), dlogvar.view(mu.shape)
 

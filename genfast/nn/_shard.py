@@ -8,7 +8,7 @@ __all__ = ["shard_start"]
 
 
 def shard_start(count: int) -> int:
-    """``rank * count`` inside an initialized process group, 0 elsewhere: right where every rank holds ``count`` items."""
+    """``rank * count`` inside an initialized process group, 0 elsewhere: right where all ranks hold ``count`` items."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() * count

@@ -22,13 +22,15 @@ class RBM(nn.Module):
     """A restricted Boltzmann machine with binary visible and hidden units: p(v, h) ~ exp(v'b + h'c + v'W h).
 
     Every random number is a pure function of (seed, Gibbs half-step, global chain index, unit): hidden units of Gibbs
-    step t take half-step 2t, visible ones 2t + 1. Chains that are split over calls or processes, with ``row_offset`` for
-    the index of the first one, draw the same noise as together. Their states then agree wherever the matrix product gives
-    a row the same bits whatever the number of rows, which BLAS libraries do not promise: a unit whose probability is
-    within rounding (about 1e-7) of its uniform can differ.
+    step t take half-step 2t, visible ones 2t + 1. Chains that are split over calls or processes, with ``row_offset``
+    for the index of the first one, draw the same noise as together. Their states then agree wherever the matrix product
+    gives a row the same bits whatever the number of rows, which BLAS libraries do not promise: a unit whose probability
+    is within rounding (about 1e-7) of its uniform can differ.
 
     Inside an initialized ``torch.distributed`` process group ``row_offset=None`` means rank * rows, elsewhere 0. Ranks
-    need one seed in common: pass ``seed`` or call ``torch.manual_seed`` alike on all of them.
+    need one seed in common: pass ``seed`` or call ``torch.manual_seed`` alike on all of them. ``forward`` is
+    ``contrastive_divergence``, so ``DistributedDataParallel(rbm)(v, persistent=True).backward()`` trains on all ranks;
+    each rank keeps (and saves) its own chains.
 
     Args:
         visible: number of visible units V.
@@ -40,15 +42,15 @@ class RBM(nn.Module):
         W: weights [V, H], initialized to N(0, 0.01^2).
         b: visible bias [V], zeros.
         c: hidden bias [H], zeros.
-        chains: the states [N, V] of persistent chains, a buffer; empty until they start. The ``state_dict`` also holds
-            their seed and half-step, as ``_extra_state``, so a resumed run continues bit for bit.
+        chains: the states [N, V] of persistent chains, a buffer; empty until they start. The ``state_dict`` also
+            holds their seed and half-step, as ``_extra_state``, so a resumed run continues bit for bit.
 
     Raises:
         ValueError: for fewer than one visible or hidden unit.
 
     Source: Hinton, "Training products of experts by minimizing contrastive divergence", 2002; Tieleman, "Training
-    restricted Boltzmann machines using approximations to the likelihood gradient", ICML 2008; Hinton, "A practical guide
-    to training restricted Boltzmann machines", 2010 (initialization).
+    restricted Boltzmann machines using approximations to the likelihood gradient", ICML 2008; Hinton, "A practical
+    guide to training restricted Boltzmann machines", 2010 (initialization).
 
     Example:
         >>> rbm = RBM(6, 4)
@@ -79,6 +81,7 @@ class RBM(nn.Module):
         self.register_buffer("chains", torch.empty(0, visible, device=device, dtype=dtype))
         self.chain_seed = 0
         self.chain_step = 0
+        self._ddp_params_and_buffers_to_ignore = ["chains"]  # DistributedDataParallel must not copy rank 0's over
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -180,9 +183,9 @@ class RBM(nn.Module):
     def pseudo_likelihood(self, v: Tensor, units: int | None = None, *, seed: int | Tensor | None = None) -> Tensor:
         """Mean over rows of the log pseudo-likelihood sum_i log p(v_i | the other v), in nats.
 
-        Exact over all units by default, at a cost of rows * V * H; with ``units`` it is the unbiased estimate of as many
-        units a row, drawn with replacement. Differentiable; wrap it in ``torch.no_grad()`` to measure only, which keeps
-        memory at about 50 MiB.
+        Exact over all units by default, at a cost of rows * V * H; with ``units`` it is the unbiased estimate from as
+        many units a row, drawn with replacement. Differentiable; wrap it in ``torch.no_grad()`` to measure only, which
+        keeps memory at about 50 MiB.
 
         Args:
             v: binary visible states [..., V].
@@ -261,7 +264,7 @@ class RBM(nn.Module):
         """
         v = self._states("v", v, self.visible)
         if v.dim() != 2 or v.shape[0] == 0:
-            raise ValueError(f"RBM.contrastive_divergence: v must be [B, V] with at least one row, got {tuple(v.shape)}")
+            raise ValueError(f"RBM.contrastive_divergence: v must be [B, V], at least one row, got {tuple(v.shape)}")
         if k < 1:
             raise ValueError(f"RBM.contrastive_divergence: k must be at least 1, got {k}")
         logits = v @ self.W
@@ -269,13 +272,17 @@ class RBM(nn.Module):
             if len(self.chains) == 0:
                 self.start_chains(v, seed=seed)
             elif seed is not None:
-                raise ValueError("RBM.contrastive_divergence: the chains run under their own seed; start_chains sets another")
+                raise ValueError(
+                    "RBM.contrastive_divergence: the chains have a seed already; start_chains sets another"
+                )
             model_v = self._advance_chains(k, row_offset)
         else:
             offset = _row_offset(v, row_offset)
             with torch.no_grad():  # the first half-step reuses the product of the free energy
                 model_v = self._gibbs(v, logits.detach(), k, random.as_seed(seed, v.device), 0, offset)
         return self._free_energy(v, logits).mean() - self.free_energy(model_v).mean()
+
+    forward = contrastive_divergence
 
     def start_chains(self, v: Tensor, *, seed: int | Tensor | None = None) -> None:
         """(Re)starts the persistent chains at ``v`` [N, V], under a new noise seed."""
@@ -312,6 +319,7 @@ class RBM(nn.Module):
             logits = None
         return v
 
+    @torch.compiler.disable  # the step counter changes every time: compiled, it would be compiled again every time
     @torch.no_grad()
     def _advance_chains(self, k: int, row_offset: int | None) -> Tensor:
         if self.chain_step + 2 * k > _HALF_STEPS:  # never the same counter twice: go on under the next seed

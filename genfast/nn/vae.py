@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from genfast import ops
@@ -17,10 +16,10 @@ class Reparameterize(nn.Module):
     It samples in eval mode too, because the bound that a VAE reports is an average over samples; ``deterministic_eval``
     returns the mean there instead.
 
-    Inside an initialized ``torch.distributed`` process group, rank r draws the noise of elements r * mu.numel() onwards:
-    ranks that share one seed (``torch.manual_seed`` alike on all of them) draw what one process would draw for the whole
-    batch, and never the same noise twice. Where shards differ in size, or ranks must draw the same (tensor parallelism),
-    pass ``offset``.
+    Inside an initialized ``torch.distributed`` process group, rank r draws the noise of elements r * mu.numel()
+    onwards: ranks that share one seed (``torch.manual_seed`` alike on all of them) draw what one process would draw for
+    the whole batch, and never the same noise twice. Where shards differ in size, or ranks must draw the same (tensor
+    parallelism), pass ``offset``.
 
     Args:
         kl: return (z, kl) instead of z.
@@ -30,6 +29,7 @@ class Reparameterize(nn.Module):
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014.
 
     Example:
+        >>> import torch
         >>> layer = Reparameterize(kl=True)
         >>> z, kl = layer(torch.ones(2, 3), torch.zeros(2, 3), samples=5)
         >>> z.shape, kl

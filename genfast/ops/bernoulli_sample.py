@@ -11,6 +11,7 @@ from genfast import random
 from genfast._checks import check_count, check_float_tensor, shape_of
 from genfast._op import Backend, Formula, Op, differentiable, transformed
 from genfast.launch import bernoulli_sample as native
+from genfast.ops import _noise as noise_ops
 
 __all__ = ["bernoulli_sample", "reference"]
 
@@ -45,14 +46,9 @@ def reference(
     """(sample, prob) by the plain formulas: the oracle of every backend. NaN logits give NaN samples (255 in uint8)."""
     sample_dtype = logits.dtype if sample_dtype is None else sample_dtype
     prob = _prob(logits, bias, beta)
-    draws = random.rbm_uniform(
-        math.prod(logits.shape[:-1]),
-        logits.shape[-1],
-        seed.to(logits.device),
-        row_offset=row_offset,
-        col_offset=col_offset,
-        step=step,
-    ).reshape(logits.shape)
+    chains = math.prod(logits.shape[:-1])
+    draws = noise_ops.rbm_uniform(seed.to(logits.device), chains, logits.shape[-1], row_offset, col_offset, step)
+    draws = draws.reshape(logits.shape)
     sample = (draws < prob).to(sample_dtype)
     if sample_dtype != torch.bool:
         sample = sample.masked_fill(torch.isnan(prob), 255 if sample_dtype == torch.uint8 else math.nan)
@@ -133,7 +129,23 @@ class _BernoulliSample(Formula):
         return tangent, tangent.clone()
 
 
-_call = differentiable(_BernoulliSample)
+def _composite(logits, bias, seed, beta, rows, columns, step, sample_dtype, straight_through):  # type: ignore[no-untyped-def]
+    sample, prob = reference(logits, bias, seed, beta, rows, columns, step, sample_dtype, True)
+    if straight_through:
+        assert prob is not None
+        sample = sample + (prob - prob.detach()).to(sample.dtype)
+    return sample, prob
+
+
+_call = differentiable(_BernoulliSample, _composite)
+
+
+def _tie(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    sample, prob = _call(logits, *rest[:-1], False)
+    return sample, prob if rest[-1] else logits.new_empty(0)
+
+
+_op.tie = _tie  # gradients through torch.ops.genfast.bernoulli_sample itself
 
 
 def _checked_bias(logits: Tensor, bias: Any) -> Tensor:
@@ -144,7 +156,9 @@ def _checked_bias(logits: Tensor, bias: Any) -> Tensor:
             f"{shape_of(logits)}, got {shape_of(bias)}"
         )
     if bias.device != logits.device:
-        raise ValueError(f"bernoulli_sample: bias is on {bias.device}, logits on {logits.device}; move them to one device")
+        raise ValueError(
+            f"bernoulli_sample: bias is on {bias.device}, logits on {logits.device}; move them to one device"
+        )
     if bias.dtype not in (logits.dtype, torch.float32) and not torch.is_autocast_enabled(logits.device.type):
         raise TypeError(f"bernoulli_sample: bias must be {logits.dtype} like logits, or float32, got {bias.dtype}")
     return bias
@@ -187,7 +201,8 @@ def bernoulli_sample(
 
     Raises:
         RuntimeError: when a gradient is asked through a sample that is not ``straight_through``.
-        TypeError: for something else than floating-point tensors, an unsupported ``out_dtype``, a seed that is no integer.
+        TypeError: for something else than floating-point tensors, an unsupported ``out_dtype``, a seed that is no integer,
+            a beta that is no number.
         ValueError: for 0-d logits, a bias of another shape or device, offsets that pass 2^32, a beta that is not finite;
             on the CPU also for NaN in logits + bias. On a GPU NaN gives a NaN sample (255 in uint8); a bool sample cannot
             hold one, so there NaN is looked for, which waits for the GPU.
@@ -203,6 +218,8 @@ def bernoulli_sample(
         raise ValueError("bernoulli_sample: logits must have at least one dimension [..., N], got a 0-d tensor")
     if bias is not None:
         bias = _checked_bias(logits, bias)
+    if isinstance(beta, Tensor) or not hasattr(beta, "__float__"):
+        raise TypeError(f"bernoulli_sample: beta must be a float, got {type(beta).__name__}")
     beta = float(beta)
     if not math.isfinite(beta):
         raise ValueError(f"bernoulli_sample: beta must be finite, got {beta}")
@@ -216,7 +233,9 @@ def bernoulli_sample(
         )
     sample_dtype = logits.dtype if out_dtype is None else out_dtype
     if sample_dtype not in SAMPLE_DTYPES:
-        raise TypeError(f"bernoulli_sample: out_dtype must be a floating-point dtype, uint8 or bool, got {sample_dtype}")
+        raise TypeError(
+            f"bernoulli_sample: out_dtype must be a floating-point dtype, uint8 or bool, got {sample_dtype}"
+        )
     if straight_through and not sample_dtype.is_floating_point:
         raise TypeError(f"bernoulli_sample: straight_through needs a floating-point out_dtype, got {sample_dtype}")
     seed = random.as_seed(seed, logits.device)
@@ -226,22 +245,11 @@ def bernoulli_sample(
     )
     if not differentiated:
         sample, prob = _op(logits, bias, seed, *options, return_prob)
-    elif torch.compiler.is_compiling() and transformed():
-        sample, prob = _compiled_transform(logits, bias, seed, options, straight_through)
     else:
         sample, prob = _call(logits, bias, seed, *options, straight_through)
     if sample_dtype == torch.bool and logits.device.type != "cpu" and not torch.compiler.is_compiling():
         _refuse_nan(logits, bias)
     return (sample, prob) if return_prob else sample
-
-
-def _compiled_transform(logits: Tensor, bias: Tensor | None, seed: Tensor, options: tuple, straight_through: bool) -> Any:
-    """Inside a compiled region a Function's jvp is ignored, so torch.func goes through the plain formula there."""
-    sample, prob = reference(logits, bias, seed, *options, True)
-    if straight_through:
-        assert prob is not None
-        sample = sample + (prob - prob.detach()).to(sample.dtype)
-    return sample, prob
 
 
 def _refuse_nan(logits: Tensor, bias: Tensor | None) -> None:

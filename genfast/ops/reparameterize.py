@@ -9,8 +9,9 @@ import torch
 
 from genfast import random
 from genfast._checks import check_count, check_float_tensor, check_same
-from genfast._op import Backend, Formula, Op, differentiable, transformed
+from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import reparameterize as native
+from genfast.ops import _noise as noise_ops
 
 __all__ = ["gaussian_kl", "reference", "reparameterize", "reparameterize_kl"]
 
@@ -34,17 +35,17 @@ def _over_event(rows: Tensor, event_dims: int) -> Tensor:
     return rows.reshape(rows.shape + (1,) * event_dims)
 
 
-# ---- reference: plain torch, any device; differentiable to every order --------------------------------------------------
+# ---- reference: plain torch, any device; differentiable to every order ----
 
 
 def _noise(mu: Tensor, seed: Tensor, samples: int | None, offset: int) -> Tensor:
     """Standard normals of shape [samples, *mu.shape], or mu.shape where samples is None."""
     seed = seed.to(mu.device)
-    drawn = [random.normal(mu.numel(), seed, offset=offset, step=k).reshape(mu.shape) for k in range(samples or 1)]
+    drawn = [noise_ops.normal(seed, mu.numel(), offset, k).reshape(mu.shape) for k in range(samples or 1)]
     dtype = _kl_dtype(mu.dtype)
     if samples is None:
         return drawn[0].to(dtype)
-    return torch.stack(drawn).to(dtype) if drawn else mu.new_empty((0, *mu.shape), dtype=dtype)
+    return torch.stack(drawn[:samples]).to(dtype) if samples else mu.new_empty((0, *mu.shape), dtype=dtype)
 
 
 def _expm1_minus(x: Tensor) -> Tensor:
@@ -90,12 +91,6 @@ def _sum_samples(values: Tensor, samples: int | None) -> Tensor:
     return values if samples is None else values.sum(0)
 
 
-def _scale_by_sigma(x: Tensor, root: Tensor) -> Tensor:
-    """x * root^2 that overflows or vanishes only where the exact product does."""
-    below, above = root.clamp(max=1.0), root.clamp(min=1.0)
-    return x * below * below * above * above
-
-
 def _reference_backward(
     dz: Tensor | None,
     dkl: Tensor | None,
@@ -116,7 +111,7 @@ def _reference_backward(
         wide = dz.to(dtype)
         dmu = _sum_samples(wide, samples)
         along_noise = _sum_samples(wide * (_noise(mu, seed, samples, offset) * 0.0625), samples)
-    dlogvar = 8.0 * _scale_by_sigma(along_noise, root)
+    dlogvar = 8.0 * (along_noise * root * root)
     if dkl is not None:
         row = _over_event(dkl, event_dims)
         dmu = dmu + row * wide_mu
@@ -148,7 +143,7 @@ def _reference_jvp(
     if want_z:
         assert seed is not None
         noise = _noise(mu, seed, samples, offset) * 0.0625
-        z_tangent = (dmu + 8.0 * _scale_by_sigma(dlogvar * noise, root)).to(mu.dtype)
+        z_tangent = (dmu + 8.0 * (dlogvar * noise * root * root)).to(mu.dtype)
     if want_kl:
         bounded = wide_logvar.clamp(max=17.0)
         growth = torch.where(
@@ -161,7 +156,7 @@ def _reference_jvp(
     return z_tangent, kl_tangent
 
 
-# ---- raw ops ----------------------------------------------------------------------------------------------------------------
+# ---- raw ops ----
 
 
 def _z_like(mu: Tensor, samples: int | None) -> Tensor:
@@ -225,18 +220,24 @@ _jvp_op = Op(
 )
 
 
-# ---- derivative rules: each of the three formulas differentiates into the other two ----------------------------------------
+# ---- derivative rules: each of the three formulas differentiates into the other two ----
+
+
+def _gradients(dz: Tensor | None, dkl: Tensor | None, mu: Tensor, logvar: Tensor, options: tuple) -> tuple[Any, Any]:
+    """(dmu, dlogvar), differentiable. Of a single draw without kl, dmu is dz itself."""
+    if dkl is None and options[1] is None:
+        return dz, _backward(dz, dkl, mu, logvar, *options, False)
+    return _backward(dz, dkl, mu, logvar, *options, True)
 
 
 def _logvar_curvature(dz: Tensor | None, dkl: Tensor | None, mu: Tensor, logvar: Tensor, options: tuple) -> Tensor:
     """d/dlogvar of the backward's dlogvar: sum_k dz eps sigma / 4 + dkl e^logvar / 2."""
-    seed, samples, offset, event_dims = options
     total: Any = 0.0
     if dz is not None:
-        total = 0.5 * _backward(dz, None, mu, logvar, seed, samples, offset, event_dims)[1]
+        total = 0.5 * _backward(dz, None, mu, logvar, *options, False)
     if dkl is not None:
-        rows = (0.5 * _over_event(dkl, event_dims)).to(mu.dtype)
-        total = total + _backward(None, dkl, mu, logvar, seed, samples, offset, event_dims)[1] + rows
+        rows = (0.5 * _over_event(dkl, options[-1])).to(mu.dtype)
+        total = total + _backward(None, dkl, mu, logvar, *options, False) + rows
     return total
 
 
@@ -244,13 +245,17 @@ def _times_rows(rows: Tensor, x: Tensor, event_dims: int) -> Tensor:
     return (_over_event(rows, event_dims) * x).to(x.dtype)
 
 
+def _wanted(z: Tensor, kl: Tensor, want_z: bool, want_kl: bool) -> Any:
+    """The wanted outputs, alone if it is one."""
+    return (z, kl) if want_z and want_kl else z if want_z else kl
+
+
 class _Forward(Formula):
-    """(z, kl); only the wanted outputs are returned, alone if it is one."""
+    """(z, kl), or the one that is wanted."""
 
     @staticmethod
     def forward(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
-        z, kl = _forward_op(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
-        return (z, kl) if want_z and want_kl else z if want_z else kl
+        return _wanted(*_forward_op(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl), want_z, want_kl)
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -264,8 +269,8 @@ class _Forward(Formula):
         dmu = dlogvar = None
         if dz is not None or dkl is not None:
             mu, logvar, seed = ctx.saved_tensors
-            dmu, dlogvar = _backward(dz, dkl, mu, logvar, seed, *ctx.options)
-        return dmu, dlogvar, None, None, None, None, None, None
+            dmu, dlogvar = _gradients(dz, dkl, mu, logvar, (seed, *ctx.options))
+        return dmu, dlogvar, *(None,) * 6
 
     @staticmethod
     def jvp(ctx, mu_tangent, logvar_tangent, *_):  # type: ignore[no-untyped-def]
@@ -276,39 +281,36 @@ class _Forward(Formula):
 
 
 class _Backward(Formula):
+    """(dmu, dlogvar), or dlogvar alone."""
+
     @staticmethod
-    def forward(dz, dkl, mu, logvar, seed, samples, offset, event_dims):  # type: ignore[no-untyped-def]
-        if dkl is None and samples is None:  # then dmu is dz itself
-            return dz, _backward_op(dz, None, mu, logvar, seed, samples, offset, event_dims, False)[1]
-        return _backward_op(dz, dkl, mu, logvar, seed, samples, offset, event_dims, True)
+    def forward(dz, dkl, mu, logvar, seed, samples, offset, event_dims, want_dmu):  # type: ignore[no-untyped-def]
+        dmu, dlogvar = _backward_op(dz, dkl, mu, logvar, seed, samples, offset, event_dims, want_dmu)
+        return (dmu, dlogvar) if want_dmu else dlogvar
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        dz, dkl, mu, logvar, seed, *ctx.options = inputs
+        dz, dkl, mu, logvar, seed, *ctx.options, ctx.want_dmu = inputs
         return dz, dkl, mu, logvar, seed
 
     @staticmethod
-    def backward(ctx, to_dmu, to_dlogvar):  # type: ignore[no-untyped-def]
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         dz, dkl, mu, logvar, seed = ctx.saved_tensors
         options = (seed, *ctx.options)
-        event_dims = ctx.options[-1]
-        to_dz = to_dkl = to_mu = to_logvar = None
+        to_dmu, to_dlogvar = grads if ctx.want_dmu else (None, grads[0])
+        to_mu = to_logvar = None
         if to_dmu is None and to_dlogvar is None:
-            return (None,) * 8
-        to_dmu = torch.zeros_like(mu) if to_dmu is None else to_dmu
+            return (None,) * 9
         if to_dlogvar is not None:
             to_logvar = to_dlogvar * _logvar_curvature(dz, dkl, mu, logvar, options)
+        if to_dmu is not None and dkl is not None:
+            to_mu = _times_rows(dkl, to_dmu, ctx.options[-1])
+        to_dmu = torch.zeros_like(mu) if to_dmu is None else to_dmu
         to_dlogvar = torch.zeros_like(mu) if to_dlogvar is None else to_dlogvar
         tangents = _jvp(to_dmu, to_dlogvar, mu, logvar, *options, dz is not None, dkl is not None)
-        if dz is not None and dkl is not None:
-            to_dz, to_dkl = tangents
-        elif dz is not None:
-            to_dz = tangents
-        else:
-            to_dkl = tangents
-        if dkl is not None:
-            to_mu = _times_rows(dkl, to_dmu, event_dims)
-        return to_dz, to_dkl, to_mu, to_logvar, None, None, None, None
+        if dz is None or dkl is None:
+            tangents = (tangents, None) if dkl is None else (None, tangents)
+        return *tangents, to_mu, to_logvar, *(None,) * 5
 
     @staticmethod
     def jvp(ctx, dz_tangent, dkl_tangent, mu_tangent, logvar_tangent, *_):  # type: ignore[no-untyped-def]
@@ -316,19 +318,19 @@ class _Backward(Formula):
         options = (seed, *ctx.options)
         dmu = dlogvar = torch.zeros_like(mu)
         if dz_tangent is not None or dkl_tangent is not None:
-            dmu, dlogvar = _backward(dz_tangent, dkl_tangent, mu, logvar, *options)
+            dmu, dlogvar = _gradients(dz_tangent, dkl_tangent, mu, logvar, options)
         if mu_tangent is not None and dkl is not None:
             dmu = dmu + _times_rows(dkl, mu_tangent, ctx.options[-1])
         if logvar_tangent is not None:
             dlogvar = dlogvar + logvar_tangent * _logvar_curvature(dz, dkl, mu, logvar, options)
-        return dmu, dlogvar
+        return (dmu, dlogvar) if ctx.want_dmu else dlogvar
 
 
 class _Jvp(Formula):
     @staticmethod
     def forward(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
-        z, kl = _jvp_op(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
-        return (z, kl) if want_z and want_kl else z if want_z else kl
+        tangents = _jvp_op(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
+        return _wanted(*tangents, want_z, want_kl)
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -343,10 +345,10 @@ class _Jvp(Formula):
         if dz is None and dkl is None:
             return (None,) * 10
         options = (seed, *ctx.options)
-        dmu, dlogvar = _backward(dz, dkl, mu, logvar, *options)
+        dmu, dlogvar = _gradients(dz, dkl, mu, logvar, options)
         to_mu = None if dkl is None else _times_rows(dkl, mu_tangent, ctx.options[-1])
         to_logvar = logvar_tangent * _logvar_curvature(dz, dkl, mu, logvar, options)
-        return dmu, dlogvar, to_mu, to_logvar, None, None, None, None, None, None
+        return dmu, dlogvar, to_mu, to_logvar, *(None,) * 6
 
     @staticmethod
     def jvp(ctx, mu_tangent2, logvar_tangent2, mu_change, logvar_change, *_):  # type: ignore[no-untyped-def]
@@ -368,12 +370,29 @@ class _Jvp(Formula):
         return tuple(outputs) if len(outputs) == 2 else outputs[0]
 
 
-_call = differentiable(_Forward)
+def _composite(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+    return _wanted(*reference(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl), want_z, want_kl)
+
+
+_call = differentiable(_Forward, _composite)
 _backward = differentiable(_Backward)
 _jvp = differentiable(_Jvp)
 
 
-# ---- public -----------------------------------------------------------------------------------------------------------------
+def _with_empty(outputs: Any, like: Tensor, want_first: bool, want_second: bool) -> tuple[Tensor, Tensor]:
+    """A formula's outputs as the raw op's: an empty tensor for the one that is not wanted."""
+    if want_first and want_second:
+        return outputs
+    return (outputs, like.new_empty(0)) if want_first else (like.new_empty(0), outputs)
+
+
+# Gradients through torch.ops.genfast.* itself.
+_forward_op.tie = lambda mu, *rest: _with_empty(_call(mu, *rest), mu, *rest[-2:])
+_backward_op.tie = lambda dz, dkl, mu, *rest: _with_empty(_backward(dz, dkl, mu, *rest), mu, rest[-1], True)
+_jvp_op.tie = lambda mu_tangent, *rest: _with_empty(_jvp(mu_tangent, *rest), mu_tangent, *rest[-2:])
+
+
+# ---- public ----
 
 
 def _prepare(op: str, mu: Any, logvar: Any) -> tuple[Tensor, Tensor]:
@@ -384,14 +403,6 @@ def _prepare(op: str, mu: Any, logvar: Any) -> tuple[Tensor, Tensor]:
         mu, logvar = mu.to(wide), logvar.to(wide)
     check_same(op, "logvar", logvar, "mu", mu)
     return mu, logvar
-
-
-def _run(mu: Tensor, logvar: Tensor, seed: Tensor | None, *options: Any) -> Any:
-    if torch.compiler.is_compiling() and transformed():
-        # Inside a compiled region a Function's jvp is ignored, so torch.func goes through the plain formula there.
-        z, kl = reference(mu, logvar, seed, *options)
-        return (z, kl) if options[-2] and options[-1] else z if options[-2] else kl
-    return _call(mu, logvar, seed, *options)
 
 
 def _event_dims(op: str, mu: Tensor, event_dims: int | None) -> int:
@@ -442,7 +453,7 @@ def reparameterize(
     if samples is not None:
         samples = check_count("reparameterize", "samples", samples, 0)
     offset = check_count("reparameterize", "offset", offset, 0, 2**62)
-    return _run(mu, logvar, random.as_seed(seed, mu.device), samples, offset, 0, True, False)
+    return _call(mu, logvar, random.as_seed(seed, mu.device), samples, offset, 0, True, False)
 
 
 def reparameterize_kl(
@@ -485,7 +496,7 @@ def reparameterize_kl(
         samples = check_count("reparameterize_kl", "samples", samples, 0)
     offset = check_count("reparameterize_kl", "offset", offset, 0, 2**62)
     event_dims = _event_dims("reparameterize_kl", mu, event_dims)
-    return _run(mu, logvar, random.as_seed(seed, mu.device), samples, offset, event_dims, True, True)
+    return _call(mu, logvar, random.as_seed(seed, mu.device), samples, offset, event_dims, True, True)
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, event_dims: int | None = None) -> Tensor:
@@ -511,4 +522,4 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, event_dims: int | None = None) -> Te
         tensor([2.])
     """
     mu, logvar = _prepare("gaussian_kl", mu, logvar)
-    return _run(mu, logvar, None, None, 0, _event_dims("gaussian_kl", mu, event_dims), False, True)
+    return _call(mu, logvar, None, None, 0, _event_dims("gaussian_kl", mu, event_dims), False, True)

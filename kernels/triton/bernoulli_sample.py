@@ -2,13 +2,14 @@
 
     p = 1 / (1 + e^-x), x = beta (logit + bias); 0 where x < -87.33       sample = u < p
 
-u is the uniform of the RBM layout of csrc/common/philox.h at (chain row_offset + row, unit col_offset + column, half-step
-step), so any tiling or sharding draws what the whole would. NaN logits give NaN samples (255 in uint8) and NaN p.
+u is the uniform of the RBM layout of csrc/common/philox.h at (chain row_offset + row, unit col_offset + column,
+half-step step), so any tiling or sharding draws what the whole would. NaN logits give NaN p and NaN samples
+(255 in uint8).
 
 Floor: the bytes, logits in and sample (and p, if wanted) out; fp32 to fp32 8 bytes an element, 5 to uint8.
 
-Tiling: a program owns R rows x G groups of four neighbouring units (R G <= 512), one Philox call a group. Groups follow the
-global unit, so a row may start inside one; ALIGNED says that none does and makes accesses 128 bits wide in fp32.
+Tiling: a program owns R rows x G groups of four neighbouring units (R G <= 512), one Philox call a group. Groups follow
+the global unit, so a row may start inside one; ALIGNED says that none does and makes accesses 128 bits wide in fp32.
 """
 
 from __future__ import annotations
@@ -26,9 +27,26 @@ WARPS = 4
 
 
 @triton.jit(do_not_specialize=["seed", "row_offset", "col_offset", "step"])
-def bernoulli_kernel(logits_ptr, bias_ptr, sample_ptr, prob_ptr, seed, beta, row_offset, col_offset, step, rows, columns,
-                     chunks, SEED_POINTER: tl.constexpr, HAS_BIAS: tl.constexpr, WANT_PROB: tl.constexpr,
-                     ALIGNED: tl.constexpr, R: tl.constexpr, G: tl.constexpr):
+def bernoulli_kernel(
+    logits_ptr,
+    bias_ptr,
+    sample_ptr,
+    prob_ptr,
+    seed,
+    beta,
+    row_offset,
+    col_offset,
+    step,
+    rows,
+    columns,
+    chunks,
+    SEED_POINTER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_PROB: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+):
     if SEED_POINTER:
         seed = tl.load(seed)
     program = tl.program_id(0)
@@ -56,7 +74,7 @@ def bernoulli_kernel(logits_ptr, bias_ptr, sample_ptr, prob_ptr, seed, beta, row
     x *= (tl.full((), 1.0, tl.float32) * beta).to(tl.float32)
     p = 1.0 / (1.0 + noise.exp(noise.clamp(-x, -86.0, 87.33)))
     p = tl.where(x < -87.33, 0.0, p)
-    nan = x != x  # noqa: PLR0124
+    nan = x != x
     sample = (u < p).to(tl.float32)
     if sample_ptr.dtype.element_ty == tl.uint8:
         sample = tl.where(nan, 255, (u < p).to(tl.int32))
@@ -67,9 +85,17 @@ def bernoulli_kernel(logits_ptr, bias_ptr, sample_ptr, prob_ptr, seed, beta, row
         tl.store(prob_ptr + base[:, None] + lane, p.to(prob_ptr.dtype.element_ty), mask=mask)
 
 
-def forward(logits: torch.Tensor, bias: torch.Tensor | None, seed: torch.Tensor, beta: float, row_offset: int,
-            col_offset: int, step: int, sample_dtype: torch.dtype,
-            want_prob: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def forward(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    seed: torch.Tensor,
+    beta: float,
+    row_offset: int,
+    col_offset: int,
+    step: int,
+    sample_dtype: torch.dtype,
+    want_prob: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(sample [rows, columns] in ``sample_dtype``, prob in the dtype of the logits or None)."""
     rows, columns = logits.shape
     sample = logits.new_empty((rows, columns), dtype=sample_dtype)
@@ -85,26 +111,61 @@ def forward(logits: torch.Tensor, bias: torch.Tensor | None, seed: torch.Tensor,
     seed_value, seed_pointer = (seed.item(), False) if seed.device.type == "cpu" else (seed, True)
     stored = sample.view(torch.uint8) if sample_dtype == torch.bool else sample
     bernoulli_kernel[(triton.cdiv(rows, r) * chunks,)](
-        logits, bias, stored, prob, seed_value, float(beta), row_offset, col_offset, step, rows, columns, chunks,
-        SEED_POINTER=seed_pointer, HAS_BIAS=bias is not None, WANT_PROB=want_prob, ALIGNED=aligned, R=r, G=g,
-        num_warps=WARPS)
+        logits,
+        bias,
+        stored,
+        prob,
+        seed_value,
+        float(beta),
+        row_offset,
+        col_offset,
+        step,
+        rows,
+        columns,
+        chunks,
+        SEED_POINTER=seed_pointer,
+        HAS_BIAS=bias is not None,
+        WANT_PROB=want_prob,
+        ALIGNED=aligned,
+        R=r,
+        G=g,
+        num_warps=WARPS,
+    )
     return sample, prob
 
 
 def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int, ...], Any], int, str]]:
-    """(kernel, signature, constexprs, attrs, num_warps, label) of shipped configurations, for tests/triton/test_aot.py."""
+    """(kernel, signature, constexprs, attrs, num_warps, label) of shipped configurations, for test_aot.py."""
     scalars = {
-        "seed": "*i64", "beta": "fp32", "row_offset": "i64", "col_offset": "i64", "step": "i32", "rows": "i32",
-        "columns": "i32", "chunks": "i32", "bias_ptr": "*fp32",
+        "seed": "*i64",
+        "beta": "fp32",
+        "row_offset": "i64",
+        "col_offset": "i64",
+        "step": "i32",
+        "rows": "i32",
+        "columns": "i32",
+        "chunks": "i32",
+        "bias_ptr": "*fp32",
     }
     tiles = (("aligned", {"ALIGNED": True, "R": 1, "G": 512}), ("odd", {"ALIGNED": False, "R": 32, "G": 8}))
     for dtype, sample_dtype, (tile_name, tile) in (
-        ("fp32", "fp32", tiles[0]), ("fp32", "u8", tiles[0]), ("bf16", "bf16", tiles[0]), ("fp16", "fp32", tiles[0]),
-        ("fp32", "fp32", tiles[1]), ("bf16", "u8", tiles[1]),
+        ("fp32", "fp32", tiles[0]),
+        ("fp32", "u8", tiles[0]),
+        ("bf16", "bf16", tiles[0]),
+        ("fp16", "fp32", tiles[0]),
+        ("fp32", "fp32", tiles[1]),
+        ("bf16", "u8", tiles[1]),
     ):
         types = {**scalars, "logits_ptr": f"*{dtype}", "prob_ptr": f"*{dtype}", "sample_ptr": f"*{sample_dtype}"}
         constexprs = {**tile, "SEED_POINTER": True, "HAS_BIAS": True, "WANT_PROB": True}
         names = bernoulli_kernel.arg_names
         signature = {n: types.get(n, "constexpr") for n in names}
         attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types.get(n, "").startswith("*")}
-        yield bernoulli_kernel, signature, constexprs, attrs, WARPS, f"bernoulli_sample-{dtype}-{sample_dtype}-{tile_name}"
+        yield (
+            bernoulli_kernel,
+            signature,
+            constexprs,
+            attrs,
+            WARPS,
+            f"bernoulli_sample-{dtype}-{sample_dtype}-{tile_name}",
+        )

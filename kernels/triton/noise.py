@@ -5,8 +5,8 @@ Layouts, uniforms and normals are those of ``csrc/common/philox.h``; polynomials
 float64 evaluation to 1e-6. ``philox`` equals ``tl.philox`` on 32-bit counters; written with 64-bit products, a round
 takes two wide multiplications instead of four.
 
-One call gives the four words of a group, so kernels compute on [rows, groups] and ``interleave4`` spreads the results to
-[rows, 4 * groups]; a thread then owns four neighbours, which is one 128-bit access in float32.
+One call gives the four words of a group, so kernels compute on [rows, groups] and ``interleave4`` spreads the results
+to [rows, 4 * groups]; a thread then owns four neighbours, which is one 128-bit access in float32.
 """
 
 from __future__ import annotations
@@ -18,12 +18,34 @@ TENSOR_NORMAL = tl.constexpr(1)
 TENSOR_UNIFORM = tl.constexpr(2)
 RBM_UNIT = tl.constexpr(3)
 
-LOG1P = tl.constexpr((0.333333105, -0.249999866, 0.200022265, -0.16669251, 0.142186582, -0.123843484, 0.118729763,
-                      -0.117898077, 0.0691536814))
+LOG1P = tl.constexpr(
+    (
+        0.333333105,
+        -0.249999866,
+        0.200022265,
+        -0.16669251,
+        0.142186582,
+        -0.123843484,
+        0.118729763,
+        -0.117898077,
+        0.0691536814,
+    )
+)
 SIN = tl.constexpr((6.28318548, -41.3416634, 81.5925522, -75.4020691))
 COS = tl.constexpr((-19.7392082, 64.9393234, -85.4437408, 59.2459602))
-EXPM1_MINUS_X = tl.constexpr((0.5, 0.166666672, 0.0416666642, 0.00833318289, 0.00138890406, 0.000199619564,
-                              2.48416709e-05))
+EXPM1_MINUS_X = tl.constexpr(
+    (
+        0.5,
+        0.166666672,
+        0.0416666679,
+        0.00833334494,
+        0.0013888859,
+        0.000198370486,
+        2.48043689e-05,
+        2.81230018e-06,
+        2.77125224e-07,
+    )
+)
 LOG2E = tl.constexpr(1.44269504)
 LN2_HIGH = tl.constexpr(0.693359375)
 LN2_LOW = tl.constexpr(-2.12194440e-4)
@@ -77,8 +99,13 @@ def tensor_words(group, step, STREAM: tl.constexpr, seed):
 def rbm_words(unit_group, chain, step, seed):
     """Words of the RBM layout; ``unit_group`` and ``chain`` broadcast against each other."""
     zero = tl.zeros_like(unit_group.to(tl.uint32) + chain.to(tl.uint32))
-    return philox(zero + unit_group.to(tl.uint32), zero + chain.to(tl.uint32), zero + as_int64(step).to(tl.uint32),
-                  zero + RBM_UNIT, seed)
+    return philox(
+        zero + unit_group.to(tl.uint32),
+        zero + chain.to(tl.uint32),
+        zero + as_int64(step).to(tl.uint32),
+        zero + RBM_UNIT,
+        seed,
+    )
 
 
 @triton.jit
@@ -129,12 +156,12 @@ def exp_quarter(x):
 @triton.jit
 def expm1_minus_x(x, exp_x):
     """e^x - 1 - x without cancellation; ``exp_x`` is e^x."""
-    return tl.where(tl.abs(x) <= 0.5, (x * x) * horner(x, EXPM1_MINUS_X, 7), exp_x - 1.0 - x)
+    return tl.where(tl.abs(x) <= 1.0, (x * x) * horner(x, EXPM1_MINUS_X, 9), exp_x - 1.0 - x)
 
 
 @triton.jit
 def expm1(x, exp_x):
-    return tl.where(tl.abs(x) <= 0.5, (x * x) * horner(x, EXPM1_MINUS_X, 7) + x, exp_x - 1.0)
+    return tl.where(tl.abs(x) <= 1.0, (x * x) * horner(x, EXPM1_MINUS_X, 9) + x, exp_x - 1.0)
 
 
 @triton.jit

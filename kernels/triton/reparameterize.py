@@ -31,7 +31,7 @@ WARPS = 4
 
 @triton.jit
 def _tile(offset, rows, event, chunks, ALIGNED: tl.constexpr, R: tl.constexpr, G: tl.constexpr):
-    """This program's rows [R], first element of its tile per row [R, 1], columns there [1, 4 G], mask, groups [R, G]."""
+    """This program's rows [R], the first element of its tile per row [R, 1], columns there [1, 4 G], mask, groups."""
     program = tl.program_id(0)
     row = (program // chunks).to(tl.int64) * R + tl.arange(0, R)
     first_group = (program % chunks).to(tl.int64) * G
@@ -84,9 +84,24 @@ def _kl_logvar(logvar, exp_logvar, factor):
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def forward_kernel(mu_ptr, logvar_ptr, z_ptr, kl_ptr, seed, offset, rows, event, samples, chunks,
-                   SEED_POINTER: tl.constexpr, WANT_Z: tl.constexpr, WANT_KL: tl.constexpr, ALIGNED: tl.constexpr,
-                   R: tl.constexpr, G: tl.constexpr):
+def forward_kernel(
+    mu_ptr,
+    logvar_ptr,
+    z_ptr,
+    kl_ptr,
+    seed,
+    offset,
+    rows,
+    event,
+    samples,
+    chunks,
+    SEED_POINTER: tl.constexpr,
+    WANT_Z: tl.constexpr,
+    WANT_KL: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+):
     seed = _seed(seed, SEED_POINTER)
     row, base, lane, mask, group = _tile(offset, rows, event, chunks, ALIGNED, R, G)
     mu = _load(mu_ptr, base, lane, mask)
@@ -103,9 +118,27 @@ def forward_kernel(mu_ptr, logvar_ptr, z_ptr, kl_ptr, seed, offset, rows, event,
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def backward_kernel(dz_ptr, dkl_ptr, mu_ptr, logvar_ptr, dmu_ptr, dlogvar_ptr, seed, offset, rows, event, samples,
-                    chunks, SEED_POINTER: tl.constexpr, HAS_DZ: tl.constexpr, HAS_DKL: tl.constexpr,
-                    WANT_DMU: tl.constexpr, ALIGNED: tl.constexpr, R: tl.constexpr, G: tl.constexpr):
+def backward_kernel(
+    dz_ptr,
+    dkl_ptr,
+    mu_ptr,
+    logvar_ptr,
+    dmu_ptr,
+    dlogvar_ptr,
+    seed,
+    offset,
+    rows,
+    event,
+    samples,
+    chunks,
+    SEED_POINTER: tl.constexpr,
+    HAS_DZ: tl.constexpr,
+    HAS_DKL: tl.constexpr,
+    WANT_DMU: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+):
     seed = _seed(seed, SEED_POINTER)
     row, base, lane, mask, group = _tile(offset, rows, event, chunks, ALIGNED, R, G)
     logvar = _load(logvar_ptr, base, lane, mask)
@@ -117,25 +150,43 @@ def backward_kernel(dz_ptr, dkl_ptr, mu_ptr, logvar_ptr, dmu_ptr, dlogvar_ptr, s
             dz = _load(dz_ptr + k * stride, base, lane, mask)
             dmu += dz
             a += dz * (noise.tensor_normals(group, k, seed) * 0.0625)
-    s, exp_logvar = noise.exp_quarter(logvar)
     if HAS_DKL:
         dkl = tl.load(dkl_ptr + row, mask=row < rows, other=0.0)[:, None]
-        small, large = _kl_logvar(logvar, exp_logvar, dkl)
         if WANT_DMU:
             dmu += dkl * _load(mu_ptr, base, lane, mask)
+    if WANT_DMU:
+        _store(dmu_ptr, base, lane, mask, dmu)
+    s, exp_logvar = noise.exp_quarter(logvar)
+    if HAS_DKL:
+        small, large = _kl_logvar(logvar, exp_logvar, dkl)
         a = tl.where(large, ((dkl * 0.0625) * s) * s + a, a)
         dlogvar = ((a * s) * s) * 8.0 + tl.where(large, 0.0, small)
     else:
         dlogvar = ((a * s) * s) * 8.0
-    if WANT_DMU:
-        _store(dmu_ptr, base, lane, mask, dmu)
     _store(dlogvar_ptr, base, lane, mask, dlogvar)
 
 
 @triton.jit(do_not_specialize=["seed", "offset"])
-def jvp_kernel(mu_tangent_ptr, logvar_tangent_ptr, mu_ptr, logvar_ptr, z_ptr, kl_ptr, seed, offset, rows, event,
-               samples, chunks, SEED_POINTER: tl.constexpr, WANT_Z: tl.constexpr, WANT_KL: tl.constexpr,
-               ALIGNED: tl.constexpr, R: tl.constexpr, G: tl.constexpr):
+def jvp_kernel(
+    mu_tangent_ptr,
+    logvar_tangent_ptr,
+    mu_ptr,
+    logvar_ptr,
+    z_ptr,
+    kl_ptr,
+    seed,
+    offset,
+    rows,
+    event,
+    samples,
+    chunks,
+    SEED_POINTER: tl.constexpr,
+    WANT_Z: tl.constexpr,
+    WANT_KL: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+):
     seed = _seed(seed, SEED_POINTER)
     row, base, lane, mask, group = _tile(offset, rows, event, chunks, ALIGNED, R, G)
     logvar = _load(logvar_ptr, base, lane, mask)
@@ -176,8 +227,16 @@ def _finish_kl(partial: torch.Tensor) -> torch.Tensor:
     return partial.view(-1) if partial.shape[1] == 1 else partial.sum(1)
 
 
-def forward(mu: torch.Tensor, logvar: torch.Tensor, seed: torch.Tensor, samples: int, offset: int, event: int,
-            want_z: bool, want_kl: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def forward(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    seed: torch.Tensor,
+    samples: int,
+    offset: int,
+    event: int,
+    want_z: bool,
+    want_kl: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """(z [samples, *mu.shape] or None, kl [rows] float32 or None)."""
     numel = mu.numel()
     z = mu.new_empty((samples, *mu.shape)) if want_z else None
@@ -186,14 +245,37 @@ def forward(mu: torch.Tensor, logvar: torch.Tensor, seed: torch.Tensor, samples:
     (rows, event, chunks), tile, programs = _plan(numel, event, offset, want_kl)
     kl = mu.new_empty((rows, chunks), dtype=torch.float32) if want_kl else None
     seed_value, seed_pointer = _seed_argument(seed)
-    forward_kernel[(programs,)](mu, logvar, z, kl, seed_value, offset, rows, event, samples, chunks,
-                                SEED_POINTER=seed_pointer, WANT_Z=want_z, WANT_KL=want_kl, num_warps=WARPS, **tile)
+    forward_kernel[(programs,)](
+        mu,
+        logvar,
+        z,
+        kl,
+        seed_value,
+        offset,
+        rows,
+        event,
+        samples,
+        chunks,
+        SEED_POINTER=seed_pointer,
+        WANT_Z=want_z,
+        WANT_KL=want_kl,
+        num_warps=WARPS,
+        **tile,
+    )
     return z, _finish_kl(kl) if kl is not None else None
 
 
-def backward(dz: torch.Tensor | None, dkl: torch.Tensor | None, mu: torch.Tensor, logvar: torch.Tensor,
-             seed: torch.Tensor, samples: int, offset: int, event: int,
-             want_dmu: bool) -> tuple[torch.Tensor | None, torch.Tensor]:
+def backward(
+    dz: torch.Tensor | None,
+    dkl: torch.Tensor | None,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    seed: torch.Tensor,
+    samples: int,
+    offset: int,
+    event: int,
+    want_dmu: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(dmu or None, dlogvar), shaped like mu."""
     dmu = torch.empty_like(mu) if want_dmu else None
     dlogvar = torch.empty_like(logvar)
@@ -201,15 +283,41 @@ def backward(dz: torch.Tensor | None, dkl: torch.Tensor | None, mu: torch.Tensor
         return dmu, dlogvar
     (rows, event, chunks), tile, programs = _plan(mu.numel(), event, offset, dkl is not None)
     seed_value, seed_pointer = _seed_argument(seed)
-    backward_kernel[(programs,)](dz, dkl, mu, logvar, dmu, dlogvar, seed_value, offset, rows, event, samples, chunks,
-                                 SEED_POINTER=seed_pointer, HAS_DZ=dz is not None, HAS_DKL=dkl is not None,
-                                 WANT_DMU=want_dmu, num_warps=WARPS, **tile)
+    backward_kernel[(programs,)](
+        dz,
+        dkl,
+        mu,
+        logvar,
+        dmu,
+        dlogvar,
+        seed_value,
+        offset,
+        rows,
+        event,
+        samples,
+        chunks,
+        SEED_POINTER=seed_pointer,
+        HAS_DZ=dz is not None,
+        HAS_DKL=dkl is not None,
+        WANT_DMU=want_dmu,
+        num_warps=WARPS,
+        **tile,
+    )
     return dmu, dlogvar
 
 
-def jvp(mu_tangent: torch.Tensor, logvar_tangent: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor,
-        seed: torch.Tensor, samples: int, offset: int, event: int, want_z: bool,
-        want_kl: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def jvp(
+    mu_tangent: torch.Tensor,
+    logvar_tangent: torch.Tensor,
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    seed: torch.Tensor,
+    samples: int,
+    offset: int,
+    event: int,
+    want_z: bool,
+    want_kl: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Tangents (z' [samples, *mu.shape] or None, kl' [rows] float32 or None)."""
     numel = mu.numel()
     z = mu.new_empty((samples, *mu.shape)) if want_z else None
@@ -218,20 +326,47 @@ def jvp(mu_tangent: torch.Tensor, logvar_tangent: torch.Tensor, mu: torch.Tensor
     (rows, event, chunks), tile, programs = _plan(numel, event, offset, want_kl)
     kl = mu.new_empty((rows, chunks), dtype=torch.float32) if want_kl else None
     seed_value, seed_pointer = _seed_argument(seed)
-    jvp_kernel[(programs,)](mu_tangent, logvar_tangent, mu, logvar, z, kl, seed_value, offset, rows, event, samples,
-                            chunks, SEED_POINTER=seed_pointer, WANT_Z=want_z, WANT_KL=want_kl, num_warps=WARPS, **tile)
+    jvp_kernel[(programs,)](
+        mu_tangent,
+        logvar_tangent,
+        mu,
+        logvar,
+        z,
+        kl,
+        seed_value,
+        offset,
+        rows,
+        event,
+        samples,
+        chunks,
+        SEED_POINTER=seed_pointer,
+        WANT_Z=want_z,
+        WANT_KL=want_kl,
+        num_warps=WARPS,
+        **tile,
+    )
     return z, _finish_kl(kl) if kl is not None else None
 
 
 def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[tuple[int, ...], Any], int, str]]:
-    """(kernel, signature, constexprs, attrs, num_warps, label) of shipped configurations, for tests/triton/test_aot.py."""
+    """(kernel, signature, constexprs, attrs, num_warps, label) of shipped configurations, for test_aot.py."""
     sizes = {"offset": "i64", "rows": "i32", "event": "i32", "samples": "i32", "chunks": "i32"}
     kernels = (
         ("forward", forward_kernel, ("mu_ptr", "logvar_ptr", "z_ptr"), ("kl_ptr",), ("WANT_Z", "WANT_KL")),
-        ("backward", backward_kernel, ("dz_ptr", "mu_ptr", "logvar_ptr", "dmu_ptr", "dlogvar_ptr"), ("dkl_ptr",),
-         ("HAS_DZ", "HAS_DKL", "WANT_DMU")),
-        ("jvp", jvp_kernel, ("mu_tangent_ptr", "logvar_tangent_ptr", "mu_ptr", "logvar_ptr", "z_ptr"), ("kl_ptr",),
-         ("WANT_Z", "WANT_KL")),
+        (
+            "backward",
+            backward_kernel,
+            ("dz_ptr", "mu_ptr", "logvar_ptr", "dmu_ptr", "dlogvar_ptr"),
+            ("dkl_ptr",),
+            ("HAS_DZ", "HAS_DKL", "WANT_DMU"),
+        ),
+        (
+            "jvp",
+            jvp_kernel,
+            ("mu_tangent_ptr", "logvar_tangent_ptr", "mu_ptr", "logvar_ptr", "z_ptr"),
+            ("kl_ptr",),
+            ("WANT_Z", "WANT_KL"),
+        ),
     )
     tiles = (("aligned", {"ALIGNED": True, "R": 1, "G": 512}), ("odd", {"ALIGNED": False, "R": 32, "G": 8}))
     for name, kernel, tensors, floats, flags in kernels:
@@ -239,12 +374,20 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
             for tile_name, tile in tiles:
                 if dtype == "fp16" and tile_name == "odd":
                     continue
-                types = {**{t: f"*{dtype}" for t in tensors}, **{t: "*fp32" for t in floats}, **sizes, "seed": "*i64"}
-                constexprs = {**{f: True for f in flags}, **tile, "SEED_POINTER": True}
+                types = {
+                    **dict.fromkeys(tensors, f"*{dtype}"),
+                    **dict.fromkeys(floats, "*fp32"),
+                    **sizes,
+                    "seed": "*i64",
+                }
+                constexprs = {**dict.fromkeys(flags, True), **tile, "SEED_POINTER": True}
                 if dtype != "bf16":  # what the launcher's specialization makes of one sample
                     del types["samples"]
                     constexprs["samples"] = 1
                 signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
-                attrs = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names)
-                         if types.get(n, "").startswith("*")}
+                attrs = {
+                    (i,): [["tt.divisibility", 16]]
+                    for i, n in enumerate(kernel.arg_names)
+                    if types.get(n, "").startswith("*")
+                }
                 yield kernel, signature, constexprs, attrs, WARPS, f"reparameterize_{name}-{dtype}-{tile_name}"

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("triton")
 MODULES = ("reparameterize", "bernoulli_sample")
-# Program run by the subprocess: compile one module's variants and print, per label, registers, stack and memory accesses.
+# Run by the subprocess: compile one module's variants and print, per label, registers, stack and instructions.
 PROGRAM = """
 import importlib, json, pathlib, re, subprocess, sys, tempfile
 sys.path.insert(0, sys.argv[1])
@@ -30,7 +30,8 @@ wanted = re.compile(sys.argv[4])
 for kernel, signature, constexprs, attrs, warps, label in importlib.import_module(sys.argv[2]).aot_variants():
     if not wanted.search(label):
         continue
-    compiled = triton.compile(ASTSource(kernel, signature, constexprs, attrs), target=GPUTarget("cuda", int(sys.argv[3]), 32),
+    compiled = triton.compile(ASTSource(kernel, signature, constexprs, attrs),
+                              target=GPUTarget("cuda", int(sys.argv[3]), 32),
                               options={"num_warps": warps, "num_stages": 3, "enable_fp_fusion": True})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -47,8 +48,20 @@ print(json.dumps(found))
 def compile_variants(module: str, capability: int, wanted: str, cache: pathlib.Path) -> dict[str, dict]:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(pathlib.Path(__file__).parent), f"genfast.kernels.triton.{module}",
-         str(capability), wanted], capture_output=True, text=True, env=environment, check=False)
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            str(pathlib.Path(__file__).parent),
+            f"genfast.kernels.triton.{module}",
+            str(capability),
+            wanted,
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

@@ -1,6 +1,6 @@
-"""The Triton kernels under Triton's interpreter, against float64 numpy. Run as ``TRITON_INTERPRET=1 pytest tests/triton``.
+"""The Triton kernels under Triton's interpreter, against float64 numpy.
 
-bf16 is left out: the interpreter computes it wrongly.
+Run as ``TRITON_INTERPRET=1 pytest tests/triton``. bf16 is left out: the interpreter computes it wrongly.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
+import triton
+import triton.language as tl
 
 if not triton.knobs.runtime.interpret:
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
-from genfast.kernels.triton import bernoulli_sample, noise, reparameterize  # noqa: E402
+from genfast.kernels.triton import bernoulli_sample, noise, reparameterize
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import numpy_reference as reference  # noqa: E402
+import numpy_reference as reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on overflow, which is tested for
 SEED = -0x0123456789ABCDEF  # as an unsigned key: beyond 2^63
@@ -36,8 +36,10 @@ def seed_tensor(seed: int = SEED) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Every output buffer starts as NaN (ones in integers), so that an element left out shows."""
+
     def fill(x):
         return x.fill_(float("nan") if x.is_floating_point() else 77)
+
     new_empty, empty_like = torch.Tensor.new_empty, torch.empty_like
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: fill(new_empty(self, *a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k)))
@@ -53,11 +55,14 @@ def words_kernel(out, c0, c1, c2, c3, seed, N: tl.constexpr):
         tl.store(out + (4 + k) * N + i, t[k])
 
 
-@pytest.mark.parametrize(("counter", "seed", "want"), [
-    ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ((0xFFFFFFFF,) * 4, 0xFFFFFFFFFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
-])
+@pytest.mark.parametrize(
+    ("counter", "seed", "want"),
+    [
+        ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, 0xFFFFFFFFFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
 def test_philox_known_answers(counter, seed, want):
     want = [int(w, 16) for w in want.split()]
     assert [int(w) for w in reference.philox(*counter, seed)] == want
@@ -85,7 +90,9 @@ def test_elementary_functions():
     elementary_kernel[(1,)](torch.from_numpy(x), out, N=x.size)
     x = x.astype(np.float64)
     want = np.stack([np.exp(x), np.exp(x / 4), np.exp(x), np.expm1(x) - x, np.expm1(x)])
-    want[3] = np.where(np.abs(x) < 0.1, x * x * (0.5 + x / 6 + x**2 / 24 + x**3 / 120 + x**4 / 720 + x**5 / 5040), want[3])
+    want[3] = np.where(
+        np.abs(x) < 0.1, x * x * (0.5 + x / 6 + x**2 / 24 + x**3 / 120 + x**4 / 720 + x**5 / 5040), want[3]
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.nan_to_num(np.abs(out.numpy() / want - 1)).max(1)
     assert (error < [3e-7, 3e-7, 3e-7, 4e-6, 2e-6]).all(), error
@@ -145,8 +152,18 @@ def assert_close(got: torch.Tensor, want: np.ndarray, rtol: float = 1e-5, atol: 
 
 
 CASES = [  # rows, event, samples, offset
-    (1, 1, 1, 0), (3, 20, 2, 0), (5, 7, 1, 3), (2, 4, 1, 1), (4, 8, 3, 2), (7, 3, 2, 5), (2, 13, 1, 6), (130, 6, 1, 7),
-    (2, 2052, 1, 0), (2, 1031, 1, 1), (1, 2048, 1, 4), (2, 5, 1, 2**34 + 3),
+    (1, 1, 1, 0),
+    (3, 20, 2, 0),
+    (5, 7, 1, 3),
+    (2, 4, 1, 1),
+    (4, 8, 3, 2),
+    (7, 3, 2, 5),
+    (2, 13, 1, 6),
+    (130, 6, 1, 7),
+    (2, 2052, 1, 0),
+    (2, 1031, 1, 1),
+    (1, 2048, 1, 4),
+    (2, 5, 1, 2**34 + 3),
 ]
 
 
@@ -171,8 +188,9 @@ def test_reparameterize(rows, event, samples, offset):
     g, h = dz.double().numpy(), dkl.double().numpy()[:, None]
     zpart, klpart = (g * eps).sum(0) * sigma / 2, h * np.expm1(v) / 2
     for has_dz, has_dkl in ((1, 1), (1, 0), (0, 1)):
-        dmu, dlogvar = reparameterize.backward(dz if has_dz else None, dkl if has_dkl else None, mu, logvar,
-                                               seed_tensor(), samples, offset, event, True)
+        dmu, dlogvar = reparameterize.backward(
+            dz if has_dz else None, dkl if has_dkl else None, mu, logvar, seed_tensor(), samples, offset, event, True
+        )
         assert_close(dmu, has_dz * g.sum(0) + has_dkl * h * m)
         assert_close(dlogvar, has_dz * zpart + has_dkl * klpart)
 
@@ -202,8 +220,9 @@ def test_shards_draw_what_the_whole_draws():
     mu, logvar = gaussian_inputs(6, 7)
     whole, kl = reparameterize.forward(mu, logvar, seed_tensor(), 2, 5, 7, True, True)
     for first, last in ((0, 1), (1, 4), (4, 6)):
-        z, k = reparameterize.forward(mu[first:last].clone(), logvar[first:last].clone(), seed_tensor(), 2,
-                                      5 + 7 * first, 7, True, True)
+        z, k = reparameterize.forward(
+            mu[first:last].clone(), logvar[first:last].clone(), seed_tensor(), 2, 5 + 7 * first, 7, True, True
+        )
         assert torch.equal(z, whole[:, first:last])
         torch.testing.assert_close(k, kl[first:last], rtol=1e-6, atol=0)
     logits = torch.randn(6, 11)
@@ -225,8 +244,9 @@ def test_extreme_logvar():
         assert_close(z[0][torch.from_numpy(fits)], want[fits])
         assert not z.isnan().any()
         for i in range(n):
-            _, kl = reparameterize.forward(mu[:, i:i + 1].clone(), logvar[:, i:i + 1].clone(), seed_tensor(), 1, 0, 1,
-                                           False, True)
+            _, kl = reparameterize.forward(
+                mu[:, i : i + 1].clone(), logvar[:, i : i + 1].clone(), seed_tensor(), 1, 0, 1, False, True
+            )
             want = np.float32(0.5 * (4 + np.expm1(v[0, i]) - v[0, i]))
             assert kl[0] == pytest.approx(want, rel=1e-5)
             assert kl[0] >= 0
@@ -272,21 +292,34 @@ def test_zero_sizes(shape):
         assert bernoulli_sample.forward(x, None, seed_tensor(), 1.0, 0, 0, 0, torch.uint8, True)[0].shape == shape
 
 
-@pytest.mark.parametrize(("rows", "columns", "row_offset", "col_offset"), [
-    (1, 1, 0, 0), (3, 20, 0, 0), (5, 7, 2**32 - 2, 3), (2, 8, 1, 1), (3, 13, 7, 6), (70, 5, 0, 2), (2, 2052, 3, 4),
-    (2, 1030, 3, 2**34 + 1),
-])
+@pytest.mark.parametrize(
+    ("rows", "columns", "row_offset", "col_offset"),
+    [
+        (1, 1, 0, 0),
+        (3, 20, 0, 0),
+        (5, 7, 2**32 - 2, 3),
+        (2, 8, 1, 1),
+        (3, 13, 7, 6),
+        (70, 5, 0, 2),
+        (2, 2052, 3, 4),
+        (2, 1030, 3, 2**34 + 1),
+    ],
+)
 @pytest.mark.parametrize("sample_dtype", [torch.float32, torch.float16, torch.uint8, torch.bool])
 def test_bernoulli_sample(rows, columns, row_offset, col_offset, sample_dtype):
     generator = torch.Generator().manual_seed(columns)
     logits, bias = torch.randn(rows, columns, generator=generator) * 3, torch.randn(columns, generator=generator)
-    sample, prob = bernoulli_sample.forward(logits, bias, seed_tensor(), 0.7, row_offset, col_offset, 5, sample_dtype, True)
+    sample, prob = bernoulli_sample.forward(
+        logits, bias, seed_tensor(), 0.7, row_offset, col_offset, 5, sample_dtype, True
+    )
     p = 1 / (1 + np.exp(-0.7 * (logits.double() + bias.double()).numpy()))
     u = reference.rbm_uniforms(rows, columns, row_offset, col_offset, 5, SEED)
     assert sample.dtype == sample_dtype
     assert_close(prob, p, rtol=1e-6, atol=1e-6)
     assert np.array_equal(sample.numpy().astype(bool), u < prob.numpy())  # uniforms bit for bit
-    alone, none = bernoulli_sample.forward(logits, bias, seed_tensor(), 0.7, row_offset, col_offset, 5, sample_dtype, False)
+    alone, none = bernoulli_sample.forward(
+        logits, bias, seed_tensor(), 0.7, row_offset, col_offset, 5, sample_dtype, False
+    )
     assert none is None
     assert torch.equal(alone, sample)
 
@@ -307,8 +340,7 @@ def test_bernoulli_extremes():
 
 def test_polynomials_equal_those_of_the_host():
     header = (pathlib.Path(__file__).resolve().parents[2] / "csrc/common/poly.h").read_text()
-    pairs = (("kLog1p", noise.LOG1P), ("kSin", noise.SIN), ("kCos", noise.COS),
-             ("kExpm1MinusX", noise.EXPM1_MINUS_X))
+    pairs = (("kLog1p", noise.LOG1P), ("kSin", noise.SIN), ("kCos", noise.COS), ("kExpm1MinusX", noise.EXPM1_MINUS_X))
     for name, values in pairs:
         body = re.search(name + r"\[\] = \{(.*?)\}", header, re.DOTALL).group(1)
         host = [np.float32(v.strip().rstrip("f")) for v in body.split(",")]

@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from genfast._native import C
+
+
+@pytest.fixture(params=C.cpu_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test once on each instruction set that this machine has."""
+    before = C.cpu_isa()
+    C.set_cpu_isa(request.param)
+    yield request.param
+    C.set_cpu_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)

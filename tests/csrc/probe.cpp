@@ -1,0 +1,117 @@
+// Compiled once per instruction set, as the kernels are.
+#include "probe.h"
+
+#include "common/vec_math.h"
+
+namespace genfast {
+namespace GENFAST_ISA {
+namespace {
+
+void run_philox(uint32_t* out, uint64_t group, int64_t groups, uint32_t c1, bool group_is_64_bit, uint32_t c2,
+                uint32_t c3, uint64_t seed) {
+  RoundKeys keys;
+  make_round_keys(seed, &keys);
+  for (int64_t i = 0; i < groups; i += kWidth) {
+    VecU words[4];
+    philox_lanes(group + static_cast<uint64_t>(i), c1, group_is_64_bit, c2, c3, keys, words);
+    VecF as_floats[4];
+    for (int w = 0; w < 4; ++w) as_floats[w] = as_float(words[w]);
+    float lanes[kBatch];
+    interleave4(as_floats, lanes);
+    memcpy(out + 4 * i, lanes, sizeof lanes);
+  }
+}
+
+VecU load_words(const uint32_t* p, int64_t count) {
+  uint32_t lanes[kWidth];
+  memset(lanes, 0, sizeof lanes);
+  memcpy(lanes, p, sizeof(uint32_t) * static_cast<size_t>(count < kWidth ? count : kWidth));
+  float floats[kWidth];
+  memcpy(floats, lanes, sizeof lanes);
+  return as_uint(load(floats));
+}
+
+void run_exp(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, exp(load_upto(x + i, count - i)), count - i);
+}
+
+void run_sigmoid(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, sigmoid(load_upto(x + i, count - i)), count - i);
+}
+
+void run_expm1_minus(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const VecF v = load_upto(x + i, count - i);
+    store_upto(out + i, expm1_minus(v, exp(v)), count - i);
+  }
+}
+
+void run_expm1(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const VecF v = load_upto(x + i, count - i);
+    store_upto(out + i, expm1(v, exp(v)), count - i);
+  }
+}
+
+void run_radius(const uint32_t* words, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, radius(load_words(words + i, count - i)), count - i);
+}
+
+void run_cos_sin(const uint32_t* words, float* cosine, float* sine, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    VecF c, s;
+    cos_sin(load_words(words + i, count - i), &c, &s);
+    store_upto(cosine + i, c, count - i);
+    store_upto(sine + i, s, count - i);
+  }
+}
+
+template <typename T>
+void to_storage(const float* x, uint16_t* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store_upto(reinterpret_cast<T*>(out + i), load_upto(x + i, count - i), count - i);
+  }
+}
+
+template <typename T>
+void from_storage(const uint16_t* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store_upto(out + i, load_upto(reinterpret_cast<const T*>(x + i), count - i), count - i);
+  }
+}
+
+void run_sums(const float* x, float* sums, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) sums[i / kWidth] = sum(load(x + i));
+}
+
+void compare(const float* a, const float* b, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const VecF x = load_upto(a + i, count - i), y = load_upto(b + i, count - i);
+    const VecF smaller = select(less(x, y), x, y);
+    store_upto(out + i, select(either(is_nan(x), is_nan(y)), broadcast(7.0f), smaller), count - i);
+  }
+}
+
+const Probe kProbe = {kWidth,
+                      run_philox,
+                      fill_normals,
+                      fill_rbm_uniforms,
+                      run_exp,
+                      run_sigmoid,
+                      run_expm1_minus,
+                      run_expm1,
+                      run_radius,
+                      run_cos_sin,
+                      to_storage<Float16>,
+                      from_storage<Float16>,
+                      to_storage<BFloat16>,
+                      from_storage<BFloat16>,
+                      run_sums,
+                      compare};
+
+}  // namespace
+
+const Probe* probe() { return &kProbe; }
+
+}  // namespace GENFAST_ISA
+}  // namespace genfast

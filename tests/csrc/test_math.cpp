@@ -1,0 +1,106 @@
+// Elementary functions against the C library in double, and lanes of comparisons and sums.
+#include "check.h"
+#include "isas.h"
+
+namespace {
+
+// Floats from `low` to `high`, `step` representable numbers apart (through zero), and the ends.
+std::vector<float> scan(float low, float high, uint32_t step) {
+  std::vector<float> values = {low, high, 0.0f, -0.0f};
+  for (uint32_t bits = 0; bits < check::bits(high > 0 ? high : 0.0f); bits += step)
+    values.push_back(check::from_bits(bits));
+  for (uint32_t bits = 0; bits < check::bits(low < 0 ? -low : 0.0f); bits += step)
+    values.push_back(-check::from_bits(bits));
+  return values;
+}
+
+using Function = void (*genfast::Probe::*)(const float*, float*, int64_t);
+
+// Checks |found - exact| <= relative |exact| + absolute over the values and prints the worst relative error.
+template <typename Exact>
+void check_accuracy(const char* name, Function function, const std::vector<float>& values, double relative,
+                    double absolute, const Exact& exact) {
+  for_each_isa([&](const genfast::Probe& probe, const char* isa) {
+    std::vector<float> found(values.size());
+    (probe.*function)(values.data(), found.data(), static_cast<int64_t>(values.size()));
+    double worst = 0.0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double truth = exact(static_cast<double>(values[i])), error = std::fabs(found[i] - truth);
+      CHECK(check::same(found[i], static_cast<float>(truth)) || error <= relative * std::fabs(truth) + absolute,
+            "%s %s(%.9g) = %.9g, not %.9g", isa, name, values[i], found[i], truth);
+      if (std::fabs(truth) > 1e-37 && std::isfinite(truth) && error / std::fabs(truth) > worst)
+        worst = error / std::fabs(truth);
+    }
+    std::printf("     %s: %s within %.2g\n", isa, name, worst);
+  });
+}
+
+}  // namespace
+
+TEST(exp_accuracy) {
+  check_accuracy("exp", &genfast::Probe::exp, scan(-103.9f, 88.72f, 1501), 2e-7, 1.5e-45,
+                 [](double x) { return std::exp(x); });
+}
+
+TEST(exp_limits) {
+  const std::vector<float> x = {INFINITY, -INFINITY, NAN, 1e30f, -1e30f, 88.73f, -104.0f, 0.0f};
+  for_each_isa([&](const genfast::Probe& probe, const char* isa) {
+    std::vector<float> found(x.size());
+    probe.exp(x.data(), found.data(), static_cast<int64_t>(x.size()));
+    const float expected[] = {INFINITY, 0.0f, NAN, INFINITY, 0.0f, INFINITY, 0.0f, 1.0f};
+    for (size_t i = 0; i < x.size(); ++i) {
+      CHECK(check::same(found[i], expected[i]), "%s exp(%g) = %g", isa, x[i], found[i]);
+    }
+  });
+}
+
+TEST(sigmoid_accuracy) {
+  check_accuracy("sigmoid", &genfast::Probe::sigmoid, scan(-87.0f, 100.0f, 1501), 3e-7, 0.0,
+                 [](double x) { return 1.0 / (1.0 + std::exp(-x)); });
+}
+
+TEST(sigmoid_limits) {
+  const std::vector<float> x = {INFINITY, -INFINITY, NAN, 1e38f, -1e38f, -87.01f, 0.0f, -0.0f};
+  for_each_isa([&](const genfast::Probe& probe, const char* isa) {
+    std::vector<float> found(x.size());
+    probe.sigmoid(x.data(), found.data(), static_cast<int64_t>(x.size()));
+    const float expected[] = {1.0f, 0.0f, NAN, 1.0f, 0.0f, 0.0f, 0.5f, 0.5f};
+    for (size_t i = 0; i < x.size(); ++i) {
+      CHECK(check::same(found[i], expected[i]), "%s sigmoid(%g) = %g", isa, x[i], found[i]);
+    }
+  });
+}
+
+TEST(expm1_accuracy) {
+  check_accuracy("expm1_minus", &genfast::Probe::expm1_minus, scan(-100.0f, 88.0f, 1501), 1.5e-6, 1e-44,
+                 check::expm1_minus);
+  check_accuracy("expm1", &genfast::Probe::expm1, scan(-100.0f, 88.0f, 1501), 1e-6, 1.5e-45,
+                 [](double x) { return std::expm1(x); });
+}
+
+TEST(lanes) {
+  for_each_isa([](const genfast::Probe& probe, const char* isa) {
+    const int width = probe.width;
+    std::vector<float> x(static_cast<size_t>(3 * width)), sums(3);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(1u << (i % static_cast<size_t>(width)));
+    probe.sums(x.data(), sums.data(), 3 * width);
+    for (float sum : sums) CHECK(sum == std::ldexp(1.0f, width) - 1.0f, "%s sum %g", isa, sum);
+
+    const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, INFINITY, -INFINITY, NAN, 2.0f};
+    std::vector<float> a, b;
+    for (float left : special) {
+      for (float right : special) {
+        a.push_back(left);
+        b.push_back(right);
+      }
+    }
+    a.push_back(3.0f);  // a part of a vector
+    b.push_back(2.0f);
+    std::vector<float> found(a.size());
+    probe.compare(a.data(), b.data(), found.data(), static_cast<int64_t>(a.size()));
+    for (size_t i = 0; i < a.size(); ++i) {
+      const float expected = std::isnan(a[i]) || std::isnan(b[i]) ? 7.0f : a[i] < b[i] ? a[i] : b[i];
+      CHECK(check::bits(found[i]) == check::bits(expected), "%s compare(%g, %g) = %g", isa, a[i], b[i], found[i]);
+    }
+  });
+}

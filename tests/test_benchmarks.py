@@ -1,0 +1,184 @@
+"""The benchmark harness: refuses wrong contenders, compares right, writes complete rows."""
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import genfast
+from genfast.benchmarks import harness, report
+from genfast.benchmarks.ops import bernoulli_sample, reparameterize_kl
+
+QUICK = harness.Settings(quick=True, compiled=False, seconds=0.02)
+
+
+def sleeper(milliseconds, result=lambda x: x + 1):
+    def call(x):
+        time.sleep(milliseconds * 1e-3)
+        return result(x)
+
+    return call
+
+
+def case(contenders, shape=(4,), floor_bytes=1000, **options):
+    return harness.Case(
+        op="increment",
+        variant="forward",
+        shape=shape,
+        dtype=torch.float32,
+        inputs=lambda: (torch.randn(shape),),
+        contenders=contenders,
+        check=lambda inputs, output: None if torch.equal(output, inputs[0] + 1) else "not x + 1",
+        floor_bytes=floor_bytes,
+        **options,
+    )
+
+
+def by_name(rows):
+    return {row.contender: row for row in rows}
+
+
+def test_ratios_floor_and_targets():
+    contenders = {"genfast": sleeper(2), "eager": sleeper(8), "compiled": sleeper(6), "rival": sleeper(4)}
+    rows = by_name(harness.run_case(case(contenders, targets={"default": {"eager": 2.0, "rival": 9.0}}), QUICK, 1e6))
+    ours = rows["genfast"]
+    assert ours.vs_eager == pytest.approx(4, rel=0.25)
+    assert ours.vs_compiled == pytest.approx(3, rel=0.25)
+    assert (ours.best_rival, rows["rival"].best_rival) == ("rival", "compiled")
+    assert ours.vs_best_rival == pytest.approx(2, rel=0.25)
+    assert rows["eager"].vs_best_rival == pytest.approx(0.5, rel=0.25)
+    assert ours.floor_us == 1000  # 1000 bytes at 1 MB/s
+    assert ours.vs_floor == pytest.approx(2, rel=0.25)
+    assert ours.low_us <= ours.median_us <= ours.high_us
+    assert ours.rounds >= 5
+    assert "target 2x: met" in ours.targets
+    assert "target 9x: MISSED" in ours.targets
+
+
+def test_a_wrong_contender_is_refused():
+    contenders = {
+        "genfast": sleeper(1),
+        "eager": sleeper(0, lambda x: x + 1.001),
+        "broken": sleeper(0, lambda x: x / "2"),
+    }
+    rows = by_name(harness.run_case(case(contenders), QUICK, 1e9))
+    assert rows["eager"].status == "refused: not x + 1"
+    assert rows["broken"].status.startswith("failed: TypeError")
+    for name in ("eager", "broken"):
+        assert rows[name].median_us is None
+    assert rows["genfast"].vs_eager is None  # nothing is compared with a refused baseline
+    assert rows["genfast"].median_us > 500
+
+
+def test_reparameterize_check_finds_each_fault():
+    (found,) = [c for c in reparameterize_kl.cases(QUICK) if c.shape == (128, 20)]
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert reparameterize_kl.check(inputs, contender(*inputs)) is None, name
+    z, kl, dmu, dlogvar = found.contenders["genfast"](*inputs)
+    mu, logvar = inputs[0].detach(), inputs[1].detach()
+    assert "kl" in reparameterize_kl.check(inputs, (z, kl * 1.001, dmu, dlogvar))
+    assert "variance" in reparameterize_kl.check(inputs, (mu, kl, dmu, dlogvar))
+    assert "gradients" in reparameterize_kl.check(inputs, (z, kl, dmu * 1.001, dlogvar))
+    other_noise = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+    assert "gradients" in reparameterize_kl.check(inputs, (other_noise, kl, dmu, dlogvar))
+
+
+def test_bernoulli_check_finds_each_fault():
+    torch.manual_seed(0)
+    found = bernoulli_sample.cases(QUICK)[0]
+    logits, bias = found.inputs()
+    for name, contender in found.contenders.items():
+        assert bernoulli_sample.check((logits, bias), contender(logits, bias)) is None, name
+    prob = torch.sigmoid(logits + bias)
+    assert "neither" in bernoulli_sample.check((logits, bias), prob)
+    assert "sigma" in bernoulli_sample.check((logits, bias), torch.bernoulli(torch.sigmoid(logits)))
+    assert "sigma" in bernoulli_sample.check((logits, bias), (prob > 0.5).float())
+    assert "shape" in bernoulli_sample.check((logits, bias), prob[:3])
+
+
+def test_cases_state_the_documented_targets_and_floors():
+    full = harness.Settings(compiled=False)
+    wanted = {
+        ((4096, 4096), "default"): {"eager": 6.0},
+        ((4096, 4096), "kept"): {"eager": 4.5},
+        ((1024, 512), "default"): {"eager": 5.0},
+        ((128, 20), "default"): {"eager": 1.5},
+    }
+    found = {}
+    for c in reparameterize_kl.cases(full):
+        elements = c.shape[0] * c.shape[1]
+        transfers = 8 if c.variant == "forward+backward" else 3
+        assert c.floor_bytes == transfers * elements * c.dtype.itemsize + 4 * c.shape[0]
+        found |= {(c.shape, pages): aims for pages, aims in c.targets.items()}
+    assert found == wanted
+    large = bernoulli_sample.cases(full)[0]
+    assert large.shape == (16384, 1024)
+    assert large.targets["default"] == large.targets["kept"] == {"eager": 10.0, "rand < p": 5.0}
+
+
+COUNT_FAULTS = """
+import resource
+for _ in range(16):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    y = x + 1
+    del y
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+def test_kept_pages_are_kept():
+    here: list[int] = []
+    exec(COUNT_FAULTS, {"x": torch.ones(2**24), "faults": here})
+    code = f"import torch; x = torch.ones(2**24); faults = []\n{COUNT_FAULTS}\nprint(sum(faults[-8:]))"
+    kept = int(subprocess.check_output([sys.executable, "-c", code], env={**os.environ, **harness.PAGES_KEPT}))
+    assert sum(here[-8:]) >= 8 * 2**26 / 2**21  # each tensor anew, in pages of 4 KiB or 2 MiB
+    assert kept <= sum(here[-8:]) / 2
+
+
+def test_large_cases_run_again_with_pages_kept():
+    settings = dataclasses.replace(QUICK, seconds=0.01, large_bytes=1_000_000)
+    rows = bernoulli_sample.run(settings, bandwidth=1e10)
+    found = {(row.shape, row.pages) for row in rows}
+    assert found == {("128x500", "default"), ("2048x1024", "default"), ("2048x1024", "kept")}
+    kept = [row for row in rows if row.pages == "kept"]
+    assert [row.contender for row in kept] == ["genfast", "eager", "rand < p"]
+    assert all(row.status == "ok" and row.median_us > 0 for row in kept)
+
+
+def test_a_second_process_that_fails_is_reported():
+    (row,) = harness._in_process_with_pages_kept("no_such_op", QUICK, 1e10)
+    assert row.status.startswith("failed: ModuleNotFoundError")
+
+
+def test_csv_and_plot(tmp_path):
+    rows = harness.run_case(case({"genfast": sleeper(2), "eager": sleeper(1)}), QUICK, 1e9)
+    harness.write_csv(rows, tmp_path / "new" / "rows.csv", "cpu")
+    with (tmp_path / "new" / "rows.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["contender"] for row in found] == ["genfast", "eager"]
+    ours = found[0]
+    assert set(ours) >= {"device", "cpu", "isa", "threads", "torch", "cuda", "driver", "commit", "date", "seed"}
+    assert (ours["device"], ours["torch"], ours["seed"]) == ("cpu", torch.__version__, "0")
+    assert ours["isa"] == genfast._native.C.cpu_isa()
+    assert float(ours["vs_eager"]) == pytest.approx(0.5, rel=0.3)  # a loss is written as plainly as a win
+    report.plot(tmp_path / "new" / "rows.csv", tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "none.csv").write_text("contender,vs_eager,vs_best_rival\n")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        report.plot(tmp_path / "none.csv", tmp_path / "rows.png")
+
+
+def test_copy_bandwidth_is_that_of_a_copy():
+    source = torch.randn(2**23)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    times = harness.time_interleaved({"copy": lambda: target.copy_(source)}, torch.device("cpu"), 0.1)["copy"]
+    measured = harness.copy_bandwidth("cpu", megabytes=32)
+    assert measured == pytest.approx(2 * source.nbytes / sorted(times)[len(times) // 2], rel=0.6)

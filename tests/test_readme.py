@@ -1,0 +1,66 @@
+"""The examples of the README and the guide run, and the README's table says what is so."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from genfast import ops
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+def test_examples_run(page):
+    torch.manual_seed(0)
+    names = {"__name__": "example"}
+    for block in BLOCK.findall(page.read_text()):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_readmes_example_is_short():
+    (example,) = BLOCK.findall(README.read_text())
+    assert len(example.splitlines()) <= 15
+
+
+def table():
+    """First cell to the others, of the table of ops."""
+    section = README.read_text().split("## Ops", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0].strip("`"): row[1:] for row in rows[2:]}
+
+
+def test_the_table_lists_every_op():
+    assert set(table()) == set(ops.__all__)
+
+
+def test_the_table_claims_no_gpu_run_that_no_ledger_holds():
+    if list(ROOT.glob("benchmarks/results/*/verified.json")):
+        pytest.skip("a ledger is committed")
+    for cpp, triton, cuda, verified in table().values():
+        assert cpp == "yes"
+        assert triton == cuda == "not yet run on a GPU"
+        assert verified == "none"
+
+
+def test_links_lead_somewhere():
+    for page in (README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES[1:]):
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_kernel_has_a_page():
+    tool = runpy.run_path(str(ROOT / "tools" / "kernel_manifest.py"))
+    for kernel in tool["kernels"](ROOT):
+        assert (ROOT / "docs" / "kernels" / f"{kernel.rsplit('/', 1)[-1]}.md").is_file()
+
+
+def test_figures_are_marked():
+    text = README.read_text()
+    assert text.count("<!-- figures:start -->") == text.count("<!-- figures:end -->") == 1
