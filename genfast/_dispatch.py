@@ -63,7 +63,7 @@ def use_backend(name: str) -> Iterator[None]:
         name: ``"cuda"``, ``"triton"``, ``"cpp"``, ``"reference"``, or ``"auto"`` to lift an outer choice.
 
     Raises:
-        ValueError: if the name is unknown. An op that the forced backend cannot run raises ``RuntimeError`` when called.
+        ValueError: if the name is unknown. An op that the forced backend cannot run raises ``RuntimeError``.
 
     Example:
         >>> import genfast, torch
@@ -188,18 +188,17 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Ex
     """
     from genfast import ops
 
-    if isinstance(function, str):
-        if function not in ops.__all__:
-            raise ValueError(f"unknown op {function!r}: genfast.ops has {', '.join(ops.__all__)}")
-        function = getattr(ops, function)
+    if isinstance(function, str) and function not in ops.__all__:
+        raise ValueError(f"unknown op {function!r}: genfast.ops has {', '.join(ops.__all__)}")
+    call = getattr(ops, function) if isinstance(function, str) else function
     outer, _state.recorder = _state.recorder, []
     try:
-        function(*args, **kwargs)
+        call(*args, **kwargs)
         recorded = _state.recorder
     finally:
         _state.recorder = outer
     if not recorded:
-        raise ValueError(f"{getattr(function, '__name__', function)} calls no genfast op with these arguments")
+        raise ValueError(f"{getattr(call, '__name__', call)} calls no genfast op with these arguments")
     op, raw = recorded[0]
     device = next(a.device for a in raw if isinstance(a, torch.Tensor))
     reasons: dict[str, str] = {}

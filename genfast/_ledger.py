@@ -1,9 +1,9 @@
 """Which GPU kernels have been verified on which kind of GPU.
 
 The compiled core carries a manifest: the hash of every kernel (its sources, the headers they include and the compile
-flags) and the ledgers committed under ``benchmarks/results/<device>/verified.json``. ``genfast verify`` adds a ledger for
-the user's own GPU in the user's cache. A kernel counts as verified on a device when a ledger for its compute capability
-holds the kernel's present hash.
+flags) and the ledgers committed under ``benchmarks/results/<device>/verified.json``. ``genfast verify`` adds a ledger
+for the user's own GPU in the user's cache. A kernel counts as verified on a device when a ledger for its compute
+capability holds the kernel's present hash.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 try:
-    from genfast import _C
+    from genfast import _C  # type: ignore[attr-defined]
 except ImportError as error:  # pragma: no cover - exercised in a process of its own by tests/test_packaging.py
     raise ImportError(
         f"genfast's compiled core genfast._C could not be loaded ({error}). If Python was started in genfast's source "

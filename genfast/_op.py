@@ -34,8 +34,8 @@ class Op:
 
     Args:
         schema: torch schema without the namespace, e.g. ``"scale(Tensor x, float s) -> Tensor"``. It may not alias.
-        backends: backend name to ``Backend``; each ``run`` takes the schema's arguments. Where the schema returns several
-            tensors, ``run`` returns a tuple that may hold None for an output that was not asked for.
+        backends: backend name to ``Backend``; each ``run`` takes the schema's arguments. Where the schema returns
+            several tensors, ``run`` returns a tuple that may hold None for an output that was not asked for.
         fake: the same signature on fake tensors; no None.
         kernels: name of the GPU kernel in the ledger (``family/op``) that the cuda backend runs.
         internal: the op is part of another's formula: it always runs its reference, whatever backend is forced.
@@ -68,7 +68,7 @@ class Op:
         self._tensors = tuple(i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type))
 
     def __call__(self, *args: Any) -> Any:
-        """Runs the op without autograd: past PyTorch's dispatcher where the tensors are plain and nobody is watching."""
+        """Runs the op without autograd, past PyTorch's dispatcher where tensors are plain and nobody is watching."""
         if (
             torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack()
@@ -121,7 +121,7 @@ def next_tensor(args: Sequence[Any]) -> torch.Tensor:
 
 
 def _requires_grad(args: Sequence[Any]) -> bool:
-    for arg in args:
+    for arg in args:  # noqa: SIM110 - a generator would cost more than the loop
         if isinstance(arg, _Tensor) and arg.requires_grad:
             return True
     return False
@@ -183,8 +183,8 @@ def _loop_vmap(function: Any) -> Callable[..., Any]:
 class Differentiable:
     """Calls a formula by the cheapest path that is right; see the module's docstring.
 
-    ``composite``, the same in differentiable torch operations, serves torch.func transforms inside a compiled region, where
-    a Function's jvp is ignored.
+    ``composite``, the same in differentiable torch operations, serves torch.func transforms inside a compiled region,
+    where a Function's jvp is ignored.
     """
 
     def __init__(self, formula: type[Formula], composite: Callable[..., Any] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Seeds, and genfast's counter-based noise in plain PyTorch: the definition that every kernel follows.
 
-Each random number is a pure function of (seed, stream, step, coordinates) through Philox4x32-10, so any tile, grid, shard
-or device draws what the whole would. ``csrc/common/philox.h`` documents the counter layouts.
+Each random number is a pure function of (seed, stream, step, coordinates) through Philox4x32-10, so any tile, grid,
+shard or device draws what the whole would. ``csrc/common/philox.h`` documents the counter layouts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tensor:
     """The seed as a 0-d int64 tensor.
 
-    ``None`` draws one from torch's default CPU generator, so that ``torch.manual_seed`` governs and no device waits. Under
-    CUDA-graph capture, and in a compiled graph on CUDA, it is drawn on the device, so that replays differ.
+    ``None`` draws one from torch's default CPU generator, so that ``torch.manual_seed`` governs and no device waits.
+    Under CUDA-graph capture, and in a compiled graph on CUDA, it is drawn on the device, so that replays differ.
 
     Args:
         seed: an integer (its low 64 bits count), a 0-d int64 tensor on the CPU or on ``device``, or None.

@@ -25,8 +25,8 @@ def _native(module, logits, bias, seed, beta, row_offset, col_offset, step, samp
     prob = torch.empty_like(logits) if return_prob else None
     found_nan = module.bernoulli_sample(
         DTYPE_CODES[logits.dtype], DTYPE_CODES[sample_dtype], logits.data_ptr(), pointer(bias), sample.data_ptr(),
-        pointer(prob), math.prod(logits.shape[:-1]), columns, beta, *seed_value_and_pointer(seed), row_offset, col_offset,
-        step, execution(logits),
+        pointer(prob), math.prod(logits.shape[:-1]), columns, beta, *seed_value_and_pointer(seed), row_offset,
+        col_offset, step, execution(logits),
     )  # fmt: skip
     return sample, prob, found_nan
 

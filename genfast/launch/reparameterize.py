@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 def _rows_and_event(mu: Tensor, event_dims: int) -> tuple[int, int]:
     shape = mu.shape
     if event_dims == 1 and len(shape) == 2:
-        return shape  # type: ignore[return-value]
+        return shape[0], shape[1]
     split = len(shape) - event_dims
     return math.prod(shape[:split]), math.prod(shape[split:])
 
@@ -27,7 +27,7 @@ def _new_z(mu: Tensor, samples: int | None) -> Tensor:
 
 def _new_kl(module: Any, mu: Tensor, event_dims: int, event: int) -> tuple[Tensor, int]:
     """The kl output, or [..., chunks] partial sums where a GPU splits long rows."""
-    shape = mu.shape[: mu.dim() - event_dims]
+    shape: tuple[int, ...] = mu.shape[: mu.dim() - event_dims]
     chunks = module.reparameterize_kl_chunks(event) if mu.is_cuda else 1
     if chunks != 1:
         shape = (*shape, chunks)
@@ -47,7 +47,7 @@ def _forward(module, mu, logvar, seed, samples, offset, event_dims, want_z, want
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), pointer(z), pointer(kl),
         rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks, execution(mu),
     )  # fmt: skip
-    return z, kl if chunks == 1 else kl.sum(-1)
+    return z, kl if kl is None or chunks == 1 else kl.sum(-1)
 
 
 def _backward(module, dz, dkl, mu, logvar, seed, samples, offset, event_dims, want_dmu):  # type: ignore[no-untyped-def]
@@ -75,7 +75,7 @@ def _jvp(module, mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, 
         pointer(kl), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks,
         execution(mu),
     )  # fmt: skip
-    return z, kl if chunks == 1 else kl.sum(-1)
+    return z, kl if kl is None or chunks == 1 else kl.sum(-1)
 
 
 def cpp_forward(*args: Any) -> Any:
@@ -108,7 +108,7 @@ def cuda_jvp(mu_tangent: Tensor, *args: Any) -> Any:
 def triton_forward(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
     from genfast.kernels.triton import reparameterize as kernels
 
-    rows, event = _rows_and_event(mu, event_dims)
+    _, event = _rows_and_event(mu, event_dims)
     with device_guard(mu):
         z, kl = kernels.forward(
             mu.contiguous(),

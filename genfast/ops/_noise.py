@@ -1,4 +1,4 @@
-"""The noise as opaque ops, for formulas that a compiler traces: ten rounds of integer arithmetic compile for minutes."""
+"""The noise as opaque ops, for formulas that a compiler traces: Philox in plain torch takes it minutes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ normal = Op(
     internal=True,
 )
 rbm_uniform = Op(
-    "philox_rbm_uniform(Tensor seed, SymInt chains, SymInt units, SymInt row_offset, SymInt col_offset, SymInt step) -> Tensor",
+    "philox_rbm_uniform(Tensor seed, SymInt chains, SymInt units, SymInt row_offset, SymInt col_offset, SymInt step) "
+    "-> Tensor",
     {
         "reference": Backend(
             lambda seed, chains, units, row_offset, col_offset, step: random.rbm_uniform(

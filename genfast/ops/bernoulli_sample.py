@@ -19,8 +19,8 @@ Tensor = torch.Tensor
 
 SAMPLE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool)
 _NOT_DIFFERENTIABLE = (
-    "bernoulli_sample: a Bernoulli sample has no derivative. Detach the sample, use the probability (return_prob=True), "
-    "or ask for the biased straight-through gradient with straight_through=True"
+    "bernoulli_sample: a Bernoulli sample has no derivative. Detach the sample, use the probability "
+    "(return_prob=True), or ask for the biased straight-through gradient with straight_through=True"
 )
 
 
@@ -95,7 +95,7 @@ class _BernoulliSample(Formula):
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        logits, bias, _, ctx.beta, *_, ctx.straight_through = inputs
+        _, bias, _, ctx.beta, *_, ctx.straight_through = inputs
         ctx.bias_shape = None if bias is None else bias.shape
         ctx.bias_dtype = None if bias is None else bias.dtype
         return (output[1],)
@@ -177,7 +177,7 @@ def bernoulli_sample(
     return_prob: bool = False,
     straight_through: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Draws 0/1 samples with probability sigmoid(beta (logits + bias)), in one pass. **The sample is not differentiable.**
+    """Draws 0/1 samples with probability sigmoid(beta (logits + bias)) in one pass. **Not differentiable.**
 
     The uniform of a unit depends only on (seed, step, global chain, global unit), so tiles and shards that pass their
     offsets draw what the whole would, on any device. A uniform has 24 bits: probabilities below 2^-24 act as 2^-24, and
@@ -201,11 +201,11 @@ def bernoulli_sample(
 
     Raises:
         RuntimeError: when a gradient is asked through a sample that is not ``straight_through``.
-        TypeError: for something else than floating-point tensors, an unsupported ``out_dtype``, a seed that is no integer,
-            a beta that is no number.
-        ValueError: for 0-d logits, a bias of another shape or device, offsets that pass 2^32, a beta that is not finite;
-            on the CPU also for NaN in logits + bias. On a GPU NaN gives a NaN sample (255 in uint8); a bool sample cannot
-            hold one, so there NaN is looked for, which waits for the GPU.
+        TypeError: for something else than floating-point tensors, an unsupported ``out_dtype``, a seed that is no
+            integer, a beta that is no number.
+        ValueError: for 0-d logits, a bias of another shape or device, offsets that pass 2^32, a beta that is not
+            finite; on the CPU also for NaN in logits + bias. On a GPU NaN gives a NaN sample (255 in uint8); a bool
+            sample cannot hold one, so there NaN is looked for, which waits for the GPU.
 
     Example:
         >>> logits = torch.tensor([[-100.0, 0.0, 100.0]]).expand(1000, 3)

@@ -213,7 +213,8 @@ _backward_op = Op(
 )
 _jvp_op = Op(
     "reparameterize_kl_jvp(Tensor mu_tangent, Tensor logvar_tangent, Tensor mu, Tensor logvar, Tensor? seed, "
-    "SymInt? samples, SymInt offset, int event_dims, bool want_z, bool want_kl) -> (Tensor z_tangent, Tensor kl_tangent)",
+    "SymInt? samples, SymInt offset, int event_dims, bool want_z, bool want_kl) "
+    "-> (Tensor z_tangent, Tensor kl_tangent)",
     _backends(_reference_jvp, "jvp", 2),
     _fake_jvp,
     kernels="vae/reparameterize",
@@ -245,9 +246,9 @@ def _times_rows(rows: Tensor, x: Tensor, event_dims: int) -> Tensor:
     return (_over_event(rows, event_dims) * x).to(x.dtype)
 
 
-def _wanted(z: Tensor, kl: Tensor, want_z: bool, want_kl: bool) -> Any:
+def _wanted(outputs: tuple[Tensor | None, Tensor | None], want_z: bool, want_kl: bool) -> Any:
     """The wanted outputs, alone if it is one."""
-    return (z, kl) if want_z and want_kl else z if want_z else kl
+    return outputs if want_z and want_kl else outputs[0] if want_z else outputs[1]
 
 
 class _Forward(Formula):
@@ -255,7 +256,7 @@ class _Forward(Formula):
 
     @staticmethod
     def forward(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
-        return _wanted(*_forward_op(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl), want_z, want_kl)
+        return _wanted(_forward_op(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl), want_z, want_kl)
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -330,7 +331,7 @@ class _Jvp(Formula):
     @staticmethod
     def forward(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
         tangents = _jvp_op(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
-        return _wanted(*tangents, want_z, want_kl)
+        return _wanted(tangents, want_z, want_kl)
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -371,7 +372,7 @@ class _Jvp(Formula):
 
 
 def _composite(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
-    return _wanted(*reference(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl), want_z, want_kl)
+    return _wanted(reference(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl), want_z, want_kl)
 
 
 _call = differentiable(_Forward, _composite)
@@ -432,7 +433,8 @@ def reparameterize(
         offset: index of the first element in the whole tensor, at least 0.
 
     Returns:
-        z, of mu's dtype: mu's shape, or [samples, *mu.shape]. Differentiable to every order, in reverse and forward mode.
+        z, of mu's dtype: mu's shape, or [samples, *mu.shape]. Differentiable to every order, in reverse and forward
+        mode.
 
     Raises:
         TypeError: for something else than floating-point tensors of one dtype, or a seed that is no integer.

@@ -22,13 +22,15 @@ BOUNDS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch
 
 SIZES = {
     # Kernels compiled ahead of time: every pair of awkward sizes of few elements, and some larger ones.
-    "full": tuple(
-        (rows, event)
-        for rows in (1, 2, 3, 5, 17, 20, 63, 128, 513, 4099, 70001)
-        for event in (1, 2, 3, 5, 16, 17, 20, 63, 128, 513, 4099, 70001)
-        if rows * event <= 20_000
-    )
-    + ((513, 128), (4099, 17), (20, 4099), (1, 70001), (70001, 1), (3, 70001), (70001, 3)),
+    "full": (
+        *(
+            (rows, event)
+            for rows in (1, 2, 3, 5, 17, 20, 63, 128, 513, 4099, 70001)
+            for event in (1, 2, 3, 5, 16, 17, 20, 63, 128, 513, 4099, 70001)
+            if rows * event <= 20_000
+        ),
+        (513, 128), (4099, 17), (20, 4099), (1, 70001), (70001, 1), (3, 70001), (70001, 3),
+    ),
     # Kernels compiled at the first call with each kind of size: fewer kinds.
     "some": (
         (1, 1), (2, 3), (3, 20), (5, 63), (17, 128), (20, 17), (63, 513), (128, 5), (513, 128), (4099, 2), (2, 70001),

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from genfast.kernels.triton import noise
 
 TILE_GROUPS = 512

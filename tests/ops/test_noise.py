@@ -36,7 +36,7 @@ def test_reference_philox_known_answers(counter, key, words):
 @pytest.mark.parametrize("offset", [0, 1, 6, 2**31 - 3, 2**34 - 5])
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**40 + 17, 2**64 - 2])
 def test_normals_agree_with_the_reference(isa, seed, offset):
-    """sigma = 1 and mu = 0 make z the noise itself. 2^34 - 5 crosses the carry from the counter's low to its high word."""
+    """sigma = 1 and mu = 0 make z the noise itself; 2^34 - 5 crosses the carry between the counter's words."""
     zeros = torch.zeros(20_000)
     z = ops.reparameterize(zeros, zeros, seed=seed, offset=offset)
     exact = random.normal(20_000, random.as_seed(seed, zeros.device), offset=offset)
