@@ -42,7 +42,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return []
-    return found if isinstance(found, list) else [found]
+    entries = found if isinstance(found, list) else [found]
+    return [entry for entry in entries if isinstance(entry, dict)]  # a damaged file must not stop anyone's op
 
 
 @functools.lru_cache(maxsize=1)
@@ -62,11 +63,14 @@ def write_ledger(path: Path, entry: dict[str, Any], *, as_list: bool) -> None:
 
 def _verified(kernel: str, capability: str) -> bool:
     digest = kernel_hashes().get(kernel)
-    return digest is not None and any(
-        ledger.get("compute_capability") == capability
-        and ledger.get("kernels", {}).get(kernel, {}).get("hash") == digest
-        for ledger in ledgers()
-    )
+    if digest is None:
+        return False
+    for ledger in ledgers():
+        kernels = ledger.get("kernels")
+        entry = kernels.get(kernel) if isinstance(kernels, dict) else None
+        if ledger.get("compute_capability") == capability and isinstance(entry, dict) and entry.get("hash") == digest:
+            return True
+    return False
 
 
 def pending() -> list[str]:

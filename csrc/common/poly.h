@@ -19,6 +19,7 @@ constexpr float kExpm1MinusX[] = {0.5f,           0.166666672f,    0.0416666679f
                                   0.000198370486f, 2.48043689e-05f, 2.81230018e-06f, 2.77125224e-07f};
 
 constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
 // ln(2) in two parts; the first has trailing zero bits, so that n * kLn2High is exact for |n| < 2^11.
 constexpr float kLn2High = 0.693359375f;
 constexpr float kLn2Low = -2.12194440e-4f;

@@ -36,23 +36,25 @@ GENFAST_INLINE VecF exp_bounded(VecF x) {
 
 GENFAST_INLINE VecF abs(VecF x) { return as_float(bit_and(as_uint(x), broadcast(uint32_t{0x7FFFFFFF}))); }
 
-// e^x - 1 - x, with full relative accuracy near zero, given e^x.
-GENFAST_INLINE VecF expm1_minus(VecF x, VecF exp_x) {
-  const VecF near = x * x * horner(x, poly::kExpm1MinusX);
-  return select(less(abs(x), broadcast(1.0f)), near, (exp_x - broadcast(1.0f)) - x);
+// (e^x - 1 - x) / 2, with full relative accuracy near zero, given e^x / 2.
+GENFAST_INLINE VecF half_expm1_minus(VecF x, VecF half_exp) {
+  const VecF half = broadcast(0.5f), half_x = half * x;
+  const VecF near = half_x * x * horner(x, poly::kExpm1MinusX);
+  return select(less(abs(x), broadcast(1.0f)), near, (half_exp - half) - half_x);
 }
 
-// e^x - 1, likewise.
-GENFAST_INLINE VecF expm1(VecF x, VecF exp_x) {
-  const VecF near = fma(x * x, horner(x, poly::kExpm1MinusX), x);
-  return select(less(abs(x), broadcast(1.0f)), near, exp_x - broadcast(1.0f));
+// (e^x - 1) / 2, likewise.
+GENFAST_INLINE VecF half_expm1(VecF x, VecF half_exp) {
+  const VecF half = broadcast(0.5f), half_x = half * x;
+  const VecF near = fma(half_x * x, horner(x, poly::kExpm1MinusX), half_x);
+  return select(less(abs(x), broadcast(1.0f)), near, half_exp - half);
 }
 
-// 1 / (1 + e^-x); exactly zero below -87, NaN stays.
+// 1 / (1 + e^-x); exactly zero below -87.33, where p turns subnormal; NaN stays.
 GENFAST_INLINE VecF sigmoid(VecF x) {
   const VecF one = broadcast(1.0f);
   const VecF p = div(one, one + exp_bounded(broadcast(0.0f) - x));
-  return select(less(x, broadcast(-87.0f)), broadcast(0.0f), p);
+  return select(less(x, broadcast(-87.33f)), broadcast(0.0f), p);
 }
 
 // sqrt(-2 ln((a + 1) 2^-32)). The signed integer a + 1 is a + 1 itself below 2^31 and minus the distance to 2^32 above, so
@@ -60,29 +62,28 @@ GENFAST_INLINE VecF sigmoid(VecF x) {
 GENFAST_INLINE VecF radius(VecU a) {
   const VecF near = float_from_int(add(a, broadcast(uint32_t{1})));
   const VecF value = select(sign_bit(a), near + broadcast(4294967296.0f), abs(near));
-  const VecU bits = as_uint(value);
-  const VecU k = shift_right<23>(sub(bits, broadcast(uint32_t{0x3F3504F3})));  // exponent, mantissa in [sqrt(1/2), sqrt(2))
-  const VecF mantissa = as_float(sub(bits, shift_left<23>(k)));
-  const VecF s = select(equal(k, broadcast(uint32_t{32})), near * broadcast(2.3283064365386963e-10f),
+  // Exponent in place, mantissa in [sqrt(1/2), sqrt(2)).
+  const VecU bits = as_uint(value), field = broadcast(uint32_t{0xFF800000});
+  const VecU exponent = bit_and(sub(bits, broadcast(uint32_t{0x3F3504F3})), field);
+  const VecF mantissa = as_float(sub(bits, exponent));
+  const VecF s = select(equal(exponent, broadcast(uint32_t{32} << 23)), near * broadcast(2.3283064365386963e-10f),
                         mantissa - broadcast(1.0f));
-  const VecF e = float_from_int(sub(k, broadcast(uint32_t{32})));
-  VecF log = s * s * fma(s, horner(s, poly::kLog1p), broadcast(-0.5f));
-  log = fma(e, broadcast(poly::kLn2Low), log) + s;
-  log = fma(e, broadcast(poly::kLn2High), log);
-  return sqrt(log * broadcast(-2.0f));
+  const VecF e = fma(float_from_int(exponent), broadcast(1.1920928955078125e-7f), broadcast(-32.0f));
+  const VecF log = fma(s * s, fma(s, horner(s, poly::kLog1p), broadcast(-0.5f)), s);
+  return sqrt(fma(e, broadcast(poly::kLn2), log) * broadcast(-2.0f));
 }
 
-// Cosine and sine of b 2^-32 turns: the quadrant is exact in integers.
+// Cosine and sine of b 2^-32 turns: the nearest quarter is exact in integers, and b << 2 is the rest, signed, in units of
+// 2^-34 turns.
 GENFAST_INLINE void cos_sin(VecU b, VecF* cosine, VecF* sine) {
-  const VecU quadrant = shift_right<30>(add(b, broadcast(uint32_t{0x20000000})));
-  const VecF t = float_from_int(sub(b, shift_left<30>(quadrant))) * broadcast(2.3283064365386963e-10f);
+  const VecF t = float_from_int(shift_left<2>(b)) * broadcast(5.820766091346741e-11f);
   const VecF square = t * t;
   const VecF s = t * horner(square, poly::kSin);
   const VecF c = fma(square, horner(square, poly::kCos), broadcast(1.0f));
-  const VecU one = broadcast(uint32_t{1}), two = broadcast(uint32_t{2});
-  const Mask swap = equal(bit_and(quadrant, one), one);
-  const VecU cosine_sign = shift_left<30>(bit_and(add(quadrant, one), two));
-  const VecU sine_sign = shift_left<30>(bit_and(quadrant, two));
+  const VecU quarter = add(b, broadcast(uint32_t{0x20000000})), top = broadcast(uint32_t{0x80000000});
+  const Mask swap = sign_bit(shift_left<1>(quarter));
+  const VecU cosine_sign = bit_and(add(quarter, broadcast(uint32_t{0x40000000})), top);
+  const VecU sine_sign = bit_and(quarter, top);
   *cosine = as_float(bit_xor(as_uint(select(swap, s, c)), cosine_sign));
   *sine = as_float(bit_xor(as_uint(select(swap, c, s)), sine_sign));
 }
@@ -90,22 +91,30 @@ GENFAST_INLINE void cos_sin(VecU b, VecF* cosine, VecF* sine) {
 // Elements that one call of philox_lanes makes.
 constexpr int kBatch = 4 * kWidth;
 
-// Normals of tensor indices 4 group ... 4 group + count - 1 into out, which has room for count rounded up to kBatch.
+// Normals of tensor indices 4 group ... 4 group + count - 1 into out, which has room for count rounded up to kBatch. All
+// words come first: the integer rounds of one batch then overlap with those of the next.
 static void fill_normals(float* out, uint64_t group, int64_t count, uint32_t step, uint64_t seed) {
+  constexpr int64_t kBatches = 10;
+  VecU words[kBatches][4];
   RoundKeys keys;
   make_round_keys(seed, &keys);
-  for (int64_t done = 0; done < count; done += kBatch, group += kWidth) {
-    VecU words[4];
-    philox_lanes(group, 0, true, step, philox::kTensorNormal, keys, words);
-    VecF normals[4];
-    for (int pair = 0; pair < 4; pair += 2) {
-      VecF cosine, sine;
-      cos_sin(words[pair + 1], &cosine, &sine);
-      const VecF r = radius(words[pair]);
-      normals[pair] = r * cosine;
-      normals[pair + 1] = r * sine;
+  while (count > 0) {
+    const int64_t left = (count + kBatch - 1) / kBatch, batches = left < kBatches ? left : kBatches;
+    for (int64_t i = 0; i < batches; ++i, group += kWidth) {
+      philox_lanes(group, 0, true, step, philox::kTensorNormal, keys, words[i]);
     }
-    interleave4(normals, out + done);
+    for (int64_t i = 0; i < batches; ++i, out += kBatch) {
+      VecF normals[4];
+      for (int pair = 0; pair < 4; pair += 2) {
+        VecF cosine, sine;
+        cos_sin(words[i][pair + 1], &cosine, &sine);
+        const VecF r = radius(words[i][pair]);
+        normals[pair] = r * cosine;
+        normals[pair + 1] = r * sine;
+      }
+      interleave4(normals, out);
+    }
+    count -= batches * kBatch;
   }
 }
 

@@ -11,19 +11,22 @@ namespace genfast {
 namespace GENFAST_ISA {
 namespace {
 
-constexpr int64_t kBlock = 512;
+constexpr int64_t kBlock = 1024;
 constexpr int64_t kNoiseRoom = kBlock + 4 + kBatch;
 constexpr float kLargeLogvar = 17.0f;  // from here e^x - 1 is e^x in float32
 
 VecF root_of(VecF logvar) { return exp_bounded(logvar * broadcast(0.25f)); }
 
-VecF fourth_power(VecF root) { return (root * root) * (root * root); }
+// e^logvar / 2, infinite only where that is.
+VecF half_exp(VecF root) {
+  const VecF square = root * root;
+  return broadcast(0.5f) * square * square;
+}
 
 // row * expm1(logvar) / 2, finite where that is, zero where row is.
 VecF half_row_expm1(VecF row, VecF logvar, VecF root) {
-  const VecF half_row = row * broadcast(0.5f);
-  const VecF small = half_row * expm1(logvar, fourth_power(root));
-  const VecF large = half_row * root * root * root * root;
+  const VecF small = row * half_expm1(logvar, half_exp(root));
+  const VecF large = broadcast(0.5f) * row * root * root * root * root;
   return select(less(broadcast(kLargeLogvar), logvar), large, small);
 }
 
@@ -68,7 +71,7 @@ void forward(const ReparameterizeForward& args, int64_t begin, int64_t end, KlPa
       store(means + i, m);
       const VecF root = root_of(v);
       store(roots + i, root);
-      if (args.kl != nullptr) store(terms + i, broadcast(0.5f) * fma(m, m, expm1_minus(v, fourth_power(root))));
+      if (args.kl != nullptr) store(terms + i, fma(broadcast(0.5f) * m, m, half_expm1_minus(v, half_exp(root))));
     }
     if (args.kl != nullptr) {
       sums.add(at, count, [&](int64_t i, int64_t n) { return segment_sum(terms + i, n); });
@@ -117,12 +120,11 @@ void backward(const ReparameterizeBackward& args, int64_t begin, int64_t end) {
       VecF to_mu = load(sums + i);
       VecF to_logvar = eight * (a * root * root);
       if (dkl != nullptr) {
-        const VecF row = load(rows + i), half_row = row * broadcast(0.5f);
+        const VecF row = load(rows + i);
         to_mu = fma(row, load_upto(mu + at + i, count - i), to_mu);
         // One bracket where both parts may overflow, so that inf - inf does not arise.
-        const VecF large = fma(eight, a, half_row * root * root) * root * root;
-        const VecF growth = expm1(v, fourth_power(root));
-        const VecF small = fma(half_row, growth, to_logvar);
+        const VecF large = fma(eight, a, broadcast(0.5f) * row * root * root) * root * root;
+        const VecF small = fma(row, half_expm1(v, half_exp(root)), to_logvar);
         to_logvar = select(less(broadcast(kLargeLogvar), v), large, small);
       }
       store_upto(dlogvar + at + i, to_logvar, count - i);

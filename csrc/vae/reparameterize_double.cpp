@@ -12,9 +12,11 @@ constexpr double kLargeLogvar = 40.0;  // from here e^x - 1 is e^x in float64
 
 double root_of(double logvar) { return std::exp(std::fmin(709.0, logvar * 0.25)); }
 
-double expm1_minus(double x) {
-  if (std::fabs(x) > 0.5) return std::expm1(x) - x;
-  double total = 0.0, term = 0.5 * x * x;
+// (e^x - 1 - x) / 2.
+double half_expm1_minus(double x) {
+  if (x > 700.0) return std::exp(x - 0.69314718055994530942) - 0.5 * x;
+  if (std::fabs(x) > 0.5) return 0.5 * (std::expm1(x) - x);
+  double total = 0.0, term = 0.25 * x * x;
   for (int n = 3; n < 20; ++n) {
     total += term;
     term *= x / n;
@@ -48,7 +50,7 @@ void reparameterize_forward_double(const ReparameterizeForward& args, int64_t be
   RowSums<double> sums(doubles(args.kl), shape.event, begin, partials);
   for (int64_t i = begin; i < end; ++i) {
     const double mu = doubles(args.mu)[i], logvar = doubles(args.logvar)[i];
-    if (args.kl != nullptr) sums.add(i, 1, [&](int64_t, int64_t) { return 0.5 * (mu * mu + expm1_minus(logvar)); });
+    if (args.kl != nullptr) sums.add(i, 1, [&](int64_t, int64_t) { return 0.5 * mu * mu + half_expm1_minus(logvar); });
     if (args.z == nullptr) continue;
     const double root = root_of(logvar);
     for (int64_t k = 0; k < shape.samples; ++k) {

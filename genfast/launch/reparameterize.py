@@ -111,15 +111,9 @@ def triton_forward(mu, logvar, seed, samples, offset, event_dims, want_z, want_k
     _, event = _rows_and_event(mu, event_dims)
     with device_guard(mu):
         z, kl = kernels.forward(
-            mu.contiguous(),
-            logvar.contiguous(),
-            seed,
-            1 if samples is None else samples,
-            offset,
-            event,
-            want_z,
+            mu.contiguous(), logvar.contiguous(), seed, 1 if samples is None else samples, offset, event, want_z,
             want_kl,
-        )
+        )  # fmt: skip
     return _shaped(mu, samples, event_dims, z, kl)
 
 
@@ -158,4 +152,7 @@ def triton_jvp(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, wa
 
 def _shaped(mu: Tensor, samples: int | None, event_dims: int, z: Tensor | None, kl: Tensor | None) -> Any:
     z = None if z is None else z.view(mu.shape if samples is None else (samples, *mu.shape))
-    return z, None if kl is None else kl.view(mu.shape[: mu.dim() - event_dims])
+    if kl is None:
+        return z, None
+    batch = mu.shape[: mu.dim() - event_dims]
+    return z, kl.view(batch) if mu.numel() else kl.new_zeros(batch)  # rows of no elements still have a kl, zero

@@ -55,8 +55,15 @@ def _expm1_minus(x: Tensor) -> Tensor:
     far = torch.where(small, 1.0, x)
     series = torch.zeros_like(near)
     for n in range(15, 1, -1):
-        series = (series + 1.0 / math.factorial(n)) * near if n > 2 else (series + 0.5) * near * near
-    return torch.where(small, series, torch.expm1(far) - far)
+        series = (series + 1.0 / math.factorial(n)) * near
+    return torch.where(small, series * near, torch.expm1(far) - far)
+
+
+def _half_expm1_minus(x: Tensor) -> Tensor:
+    """(e^x - 1 - x) / 2, infinite only where that is."""
+    large = x > 80.0
+    far = torch.exp(torch.where(large, x, 80.0) - math.log(2.0)) - 0.5 * x
+    return torch.where(large, far, 0.5 * _expm1_minus(torch.where(large, 1.0, x)))
 
 
 def reference(
@@ -77,7 +84,7 @@ def reference(
         root = torch.exp((wide_logvar * 0.25).clamp(max=_root_cap(mu.dtype)))
         z = (wide_mu + root * _noise(mu, seed, samples, offset) * root).to(mu.dtype)
     if want_kl:
-        terms = 0.5 * (wide_mu * wide_mu + _expm1_minus(wide_logvar))
+        terms = 0.5 * wide_mu * wide_mu + _half_expm1_minus(wide_logvar)
         kl = terms.reshape(*_batch_shape(mu, event_dims), _event_size(mu, event_dims)).sum(-1)
     return z, kl
 

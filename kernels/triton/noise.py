@@ -143,25 +143,28 @@ def exp(x):
 
 @triton.jit
 def exp_quarter(x):
-    """(e^(x/4) limited to e^88, hence finite, and e^x, infinite only on overflow), relative error 3e-7."""
+    """(e^(x/4) limited to e^88, hence finite, and e^x / 2, infinite only on overflow), relative error 3e-7."""
     x = clamp(x, -344.0, 352.0)
     t = x * (LOG2E * 0.25) + _ROUND
     n = t - _ROUND
     r = (x - n * (LN2_HIGH * 4.0)) - n * (LN2_LOW * 4.0)
     scale = power_of_two(t)
     square = scale * scale
-    return tl.exp2(r * (LOG2E * 0.25)) * scale, (tl.exp2(r * LOG2E) * square) * square
+    return tl.exp2(r * (LOG2E * 0.25)) * scale, (tl.exp2(r * LOG2E) * (square * 0.5)) * square
 
 
 @triton.jit
-def expm1_minus_x(x, exp_x):
-    """e^x - 1 - x without cancellation; ``exp_x`` is e^x."""
-    return tl.where(tl.abs(x) <= 1.0, (x * x) * horner(x, EXPM1_MINUS_X, 9), exp_x - 1.0 - x)
+def half_expm1_minus_x(x, half_exp):
+    """(e^x - 1 - x) / 2 without cancellation; ``half_exp`` is e^x / 2."""
+    half = x * 0.5
+    return tl.where(tl.abs(x) <= 1.0, (half * x) * horner(x, EXPM1_MINUS_X, 9), half_exp - 0.5 - half)
 
 
 @triton.jit
-def expm1(x, exp_x):
-    return tl.where(tl.abs(x) <= 1.0, (x * x) * horner(x, EXPM1_MINUS_X, 9) + x, exp_x - 1.0)
+def half_expm1(x, half_exp):
+    """(e^x - 1) / 2, likewise."""
+    half = x * 0.5
+    return tl.where(tl.abs(x) <= 1.0, (half * x) * horner(x, EXPM1_MINUS_X, 9) + half, half_exp - 0.5)
 
 
 @triton.jit

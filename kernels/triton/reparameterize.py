@@ -79,12 +79,12 @@ def _sample_stride(rows, event, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _kl_logvar(logvar, exp_logvar, factor):
+def _kl_logvar(logvar, half_exp, factor):
     """factor expm1(logvar) / 2, and whether that is to be computed factored, so that 0 inf cannot arise."""
-    return (factor * 0.5) * noise.expm1(logvar, exp_logvar), logvar >= 17.0
+    return factor * noise.half_expm1(logvar, half_exp), logvar >= 17.0
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "rows", "chunks"])
 def forward_kernel(
     mu_ptr,
     logvar_ptr,
@@ -107,9 +107,9 @@ def forward_kernel(
     row, base, lane, mask, group = _tile(offset, rows, event, chunks, ALIGNED, R, G)
     mu = _load(mu_ptr, base, lane, mask)
     logvar = _load(logvar_ptr, base, lane, mask)
-    s, exp_logvar = noise.exp_quarter(logvar)
+    s, half_exp = noise.exp_quarter(logvar)
     if WANT_KL:  # masked elements are zero and add zero
-        kl = 0.5 * tl.sum(mu * mu + noise.expm1_minus_x(logvar, exp_logvar), axis=1)
+        kl = tl.sum((mu * 0.5) * mu + noise.half_expm1_minus_x(logvar, half_exp), axis=1)
         tl.store(kl_ptr + row * chunks + tl.program_id(0) % chunks, kl, mask=row < rows)
     if WANT_Z:
         stride = _sample_stride(rows, event, ALIGNED)
@@ -118,7 +118,7 @@ def forward_kernel(
             _store(z_ptr + k * stride, base, lane, mask, (s * eps) * s + mu)
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "rows", "chunks"])
 def backward_kernel(
     dz_ptr,
     dkl_ptr,
@@ -157,9 +157,9 @@ def backward_kernel(
             dmu += dkl * _load(mu_ptr, base, lane, mask)
     if WANT_DMU:
         _store(dmu_ptr, base, lane, mask, dmu)
-    s, exp_logvar = noise.exp_quarter(logvar)
+    s, half_exp = noise.exp_quarter(logvar)
     if HAS_DKL:
-        small, large = _kl_logvar(logvar, exp_logvar, dkl)
+        small, large = _kl_logvar(logvar, half_exp, dkl)
         a = tl.where(large, ((dkl * 0.0625) * s) * s + a, a)
         dlogvar = ((a * s) * s) * 8.0 + tl.where(large, 0.0, small)
     else:
@@ -167,7 +167,7 @@ def backward_kernel(
     _store(dlogvar_ptr, base, lane, mask, dlogvar)
 
 
-@triton.jit(do_not_specialize=["seed", "offset"])
+@triton.jit(do_not_specialize=["seed", "offset", "rows", "chunks"])
 def jvp_kernel(
     mu_tangent_ptr,
     logvar_tangent_ptr,
@@ -193,9 +193,9 @@ def jvp_kernel(
     logvar = _load(logvar_ptr, base, lane, mask)
     mu_tangent = _load(mu_tangent_ptr, base, lane, mask)
     logvar_tangent = _load(logvar_tangent_ptr, base, lane, mask)
-    s, exp_logvar = noise.exp_quarter(logvar)
+    s, half_exp = noise.exp_quarter(logvar)
     if WANT_KL:
-        small, large = _kl_logvar(logvar, exp_logvar, logvar_tangent)
+        small, large = _kl_logvar(logvar, half_exp, logvar_tangent)
         factored = ((((logvar_tangent * 0.5) * s) * s) * s) * s
         term = _load(mu_ptr, base, lane, mask) * mu_tangent + tl.where(large, factored, small)
         kl = tl.sum(term, axis=1)
@@ -220,7 +220,9 @@ def _plan(numel: int, event: int, offset: int, per_row: bool) -> tuple[tuple[int
     return (rows, event, chunks), {"ALIGNED": aligned, "R": r, "G": g}, triton.cdiv(rows, r) * chunks
 
 
-def _seed_argument(seed: torch.Tensor) -> tuple[Any, bool]:
+def _seed_argument(seed: torch.Tensor | None) -> tuple[Any, bool]:
+    if seed is None:  # only kl is wanted
+        return 0, False
     return (seed, True) if seed.device.type != "cpu" else (seed.item(), False)
 
 
@@ -231,7 +233,7 @@ def _finish_kl(partial: torch.Tensor) -> torch.Tensor:
 def forward(
     mu: torch.Tensor,
     logvar: torch.Tensor,
-    seed: torch.Tensor,
+    seed: torch.Tensor | None,
     samples: int,
     offset: int,
     event: int,
@@ -271,7 +273,7 @@ def backward(
     dkl: torch.Tensor | None,
     mu: torch.Tensor,
     logvar: torch.Tensor,
-    seed: torch.Tensor,
+    seed: torch.Tensor | None,
     samples: int,
     offset: int,
     event: int,
@@ -312,7 +314,7 @@ def jvp(
     logvar_tangent: torch.Tensor,
     mu: torch.Tensor,
     logvar: torch.Tensor,
-    seed: torch.Tensor,
+    seed: torch.Tensor | None,
     samples: int,
     offset: int,
     event: int,

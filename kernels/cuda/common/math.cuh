@@ -59,7 +59,7 @@ __device__ __forceinline__ float exp(float x) {
 
 struct QuarterExp {
   float s;     // e^(x/4), limited to e^88 and hence finite
-  float full;  // e^x, infinite only on overflow
+  float half;  // e^x / 2, infinite only on overflow
 };
 
 __device__ __forceinline__ QuarterExp exp_quarter(float x) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ QuarterExp exp_quarter(float x) {
   const float r = fmaf(n, -4.0f * poly::kLn2Low, fmaf(n, -4.0f * poly::kLn2High, x));
   const float scale = power_of_two(t);
   const float square = scale * scale;
-  return {exp2_fast(r * (0.25f * poly::kLog2E)) * scale, (exp2_fast(r * poly::kLog2E) * square) * square};
+  return {exp2_fast(r * (0.25f * poly::kLog2E)) * scale, (exp2_fast(r * poly::kLog2E) * (0.5f * square)) * square};
 }
 
 // inside where |x| <= 1, else outside; in assembly, because the compiler prefers a divergent branch.
@@ -90,13 +90,15 @@ __device__ __forceinline__ float expm1_minus_x_ratio(float x) {
   return horner(x, c);
 }
 
-// e^x - 1 - x and e^x - 1 without cancellation.
-__device__ __forceinline__ float expm1_minus_x(float x, float exp_x) {
-  return select_near_zero(x, (x * x) * expm1_minus_x_ratio(x), exp_x - 1.0f - x);
+// (e^x - 1 - x) / 2 and (e^x - 1) / 2 without cancellation, given e^x / 2.
+__device__ __forceinline__ float half_expm1_minus_x(float x, float half_exp) {
+  const float half = 0.5f * x;
+  return select_near_zero(x, (half * x) * expm1_minus_x_ratio(x), half_exp - 0.5f - half);
 }
 
-__device__ __forceinline__ float expm1(float x, float exp_x) {
-  return select_near_zero(x, fmaf(x * x, expm1_minus_x_ratio(x), x), exp_x - 1.0f);
+__device__ __forceinline__ float half_expm1(float x, float half_exp) {
+  const float half = 0.5f * x;
+  return select_near_zero(x, fmaf(half * x, expm1_minus_x_ratio(x), half), half_exp - 0.5f);
 }
 
 // Two independent normals from two words; the radius is accurate at both ends of (0, 1].

@@ -38,8 +38,7 @@ __device__ __forceinline__ void normals(uint64_t group, uint32_t step, uint64_t 
 
 // factor expm1(logvar) / 2, exactly zero for a zero factor: from logvar = 17 on, e^logvar stays factored as s^4.
 __device__ __forceinline__ float kl_logvar(float logvar, QuarterExp e, float factor) {
-  const float half = 0.5f * factor;
-  return logvar >= 17.0f ? ((half * e.s) * e.s) * e.s * e.s : half * expm1(logvar, e.full);
+  return logvar >= 17.0f ? ((0.5f * factor * e.s) * e.s) * e.s * e.s : factor * half_expm1(logvar, e.half);
 }
 
 template <typename T, int kLane, bool kZ, bool kKl>
@@ -63,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < kN; ++i) {
           const QuarterExp e = exp_quarter(logvar[i]);
           s[i] = e.s;
-          if (kKl) kl += fmaf(mu[i], mu[i], expm1_minus_x(logvar[i], e.full));  // masked elements are zero and add zero
+          if (kKl) kl += fmaf(0.5f * mu[i], mu[i], half_expm1_minus_x(logvar[i], e.half));  // masked elements add zero
         }
         if (kZ) {
           T* z_pointer = static_cast<T*>(args.z) + base;
@@ -79,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
       },
       [&](int64_t row, uint32_t chunk, bool writes) {
         if (!kKl) return;
-        const float total = 0.5f * segment_sum(kl, plan.lane_bits);
+        const float total = segment_sum(kl, plan.lane_bits);
         if (writes) static_cast<float*>(args.kl)[row * plan.chunks + chunk] = total;
         kl = 0.0f;
       });
@@ -127,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           const QuarterExp e = exp_quarter(logvar[i]);
           const bool large = logvar[i] >= 17.0f;
           const float inner = kDkl && large ? fmaf((dkl * 0.0625f) * e.s, e.s, a[i]) : a[i];
-          const float small = kDkl && !large ? (0.5f * dkl) * expm1(logvar[i], e.full) : 0.0f;
+          const float small = kDkl && !large ? dkl * half_expm1(logvar[i], e.half) : 0.0f;
           a[i] = fmaf((inner * e.s) * e.s, 8.0f, small);
         }
         store<kAligned>(static_cast<T*>(args.dlogvar) + base, column, plan.columns, a);
