@@ -224,6 +224,8 @@ class Differentiable:
         Lean.__name__ = Lean.__qualname__ = f"{formula.__name__}Function"
         Full.__name__ = Full.__qualname__ = f"{formula.__name__}TransformableFunction"
         self.forward, self.lean, self.full, self.composite = forward, Lean, Full, composite
+        # Function.apply looks for transforms and for wrappers that outlived theirs; here that has been done.
+        self._lean_apply = super(torch.autograd.Function, Lean).apply
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -235,7 +237,7 @@ class Differentiable:
         elif transformed():
             return self.full.apply(*args)
         elif torch.is_grad_enabled() and _requires_grad(args):
-            return self.lean.apply(*args)
+            return self._lean_apply(*args)
         return self.forward(*args)
 
 

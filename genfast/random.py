@@ -40,13 +40,13 @@ def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tens
     if seed is None:
         if device.type == "cuda" and (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()):
             return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
-        return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+        return torch.randint(2**63 - 1, ())  # int64, and the cheapest way to draw one
     if isinstance(seed, torch.Tensor):
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got a {seed.dtype} tensor")
         if seed.dim() != 0:
             raise ValueError(f"seed must be 0-d, got shape {tuple(seed.shape)}")
-        if seed.device.type != "cpu" and seed.device != device:
+        if not seed.is_cpu and seed.device != device:
             raise ValueError(
                 f"seed is on {seed.device}, the other tensors on {device}; it may be on the CPU or with them"
             )

@@ -36,7 +36,8 @@ Isa parse(const std::string& name) {
 
 void require(Isa isa) {
   if (!isa_available(isa)) {
-    throw std::invalid_argument(std::string("the instruction set ") + isa_name(isa) + " is not available on this machine");
+    throw std::invalid_argument(std::string("the instruction set ") + isa_name(isa) +
+                                " is not available on this machine");
   }
 }
 
@@ -62,9 +63,7 @@ std::atomic<int>& state() {
 
 bool isa_available(Isa isa) { return machine_runs(isa); }
 
-const char* isa_name(Isa isa) {
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline";
-}
+const char* isa_name(Isa isa) { return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "baseline"; }
 
 Isa current_isa() { return static_cast<Isa>(state().load(std::memory_order_relaxed)); }
 

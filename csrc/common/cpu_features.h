@@ -1,9 +1,9 @@
 // Instruction sets: which this binary holds, which this machine runs, and how a kernel is compiled once for each.
 //
 // A kernel file <family>/<op>_cpu.cpp is compiled several times, each time with the flags of one instruction set and
-// GENFAST_ISA naming a namespace of its own. Everything such a file uses is a template or function of that namespace or has
-// internal linkage, and no STL: else the linker could keep the AVX-512 copy of a shared inline function for an older CPU.
-// tests/test_instruction_sets.py looks at the disassembly for leaks.
+// GENFAST_ISA naming a namespace of its own. Everything such a file uses is a template or function of that namespace or
+// has internal linkage, and no STL: else the linker could keep the AVX-512 copy of a shared inline function for an
+// older CPU. tests/test_instruction_sets.py looks at the disassembly for leaks.
 #pragma once
 
 #include <cstdint>
@@ -37,9 +37,9 @@ void set_isa(Isa isa);
   namespace avx512 {                             \
   ret name args;                                 \
   }
-#define GENFAST_FOR_ISA(name)                                                              \
-  (::genfast::current_isa() == ::genfast::Isa::kAvx512 ? &::genfast::avx512::name          \
-   : ::genfast::current_isa() == ::genfast::Isa::kAvx2 ? &::genfast::avx2::name            \
+#define GENFAST_FOR_ISA(name)                                                     \
+  (::genfast::current_isa() == ::genfast::Isa::kAvx512 ? &::genfast::avx512::name \
+   : ::genfast::current_isa() == ::genfast::Isa::kAvx2 ? &::genfast::avx2::name   \
                                                        : &::genfast::baseline::name)
 #else
 #define GENFAST_DECLARE_PER_ISA(ret, name, args) \

@@ -1,8 +1,6 @@
 // Splits work over torch's threads. Only files compiled for the baseline instruction set include this.
 #pragma once
 
-#include <pthread.h>
-
 #include <cstdint>
 
 #if defined(_OPENMP)
@@ -11,10 +9,9 @@
 
 namespace genfast {
 
-// Whether this process was forked after the parent had run a parallel region: OpenMP's threads do not survive a fork, and
-// libgomp would wait for them for ever.
-bool forked_after_parallel();
-void note_parallel();
+// Whether this process came from a fork, as a DataLoader's workers do: OpenMP's threads do not survive one, and libgomp
+// would wait for them for ever. Work then runs on the calling thread.
+bool in_forked_process();
 
 // Calls body(begin, end) on contiguous parts of [0, count), at most `threads` of them.
 template <typename Body>
@@ -22,8 +19,7 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   if (count <= 0) return;
   const int64_t parts = threads < count ? threads : count;
 #if defined(_OPENMP)
-  if (parts > 1 && !omp_in_parallel() && !forked_after_parallel()) {
-    note_parallel();
+  if (parts > 1 && !omp_in_parallel() && !in_forked_process()) {
 #pragma omp parallel num_threads(static_cast<int>(parts))
     {
       const int64_t team = omp_get_num_threads();

@@ -6,7 +6,8 @@
 //   layout          c0                 c1                  c2                      c3                 word
 //   tensor          low(index / 4)     high(index / 4)     step                    kTensor*           index % 4
 //   RBM unit        unit / 4           global chain        Gibbs half-step         kRbmUnit           unit % 4
-//   attention       column / 8         row                 batch * heads + head    kAttentionDropout  16-bit lane column % 8
+//   attention       column / 8         row                 batch * heads + head    kAttentionDropout  16-bit lane
+//   column % 8
 //
 // uniform  u = (word >> 8) * 2^-24, in [0, 1), equal bit for bit on every backend.
 // normal   Box-Muller on the words (a, b) = (w0, w1) and (w2, w3): radius sqrt(-2 ln((a + 1) 2^-32)), angle b 2^-32

@@ -1,6 +1,6 @@
 // One vector type per instruction set, with the few operations the kernels need. Floats, 32-bit integers and masks of
-// kWidth lanes: 16 with AVX-512, 8 with AVX2, 4 as plain loops (any CPU). See cpu_features.h for why nothing here is shared
-// between instruction sets.
+// kWidth lanes: 16 with AVX-512, 8 with AVX2, 4 as plain loops (any CPU). See cpu_features.h for why nothing here is
+// shared between instruction sets.
 #pragma once
 
 #include <math.h>

@@ -75,9 +75,7 @@ GENFAST_OP Mask both(Mask a, Mask b) { return {_mm256_and_ps(a.v, b.v)}; }
 GENFAST_OP Mask no_lane() { return {_mm256_setzero_ps()}; }
 GENFAST_OP bool any(Mask a) { return _mm256_movemask_ps(a.v) != 0; }
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
-GENFAST_OP VecU select(Mask m, VecU a, VecU b) {
-  return {_mm256_blendv_epi8(b.v, a.v, _mm256_castps_si256(m.v))};
-}
+GENFAST_OP VecU select(Mask m, VecU a, VecU b) { return {_mm256_blendv_epi8(b.v, a.v, _mm256_castps_si256(m.v))}; }
 
 GENFAST_OP VecF float_from_int(VecU a) { return {_mm256_cvtepi32_ps(a.v)}; }
 GENFAST_OP VecU int_from_float(VecF a) { return {_mm256_cvtps_epi32(a.v)}; }
@@ -104,9 +102,10 @@ GENFAST_OP void make_round_keys(uint64_t seed, RoundKeys* keys) {
   __asm__ volatile("" : : "r"(keys) : "memory");  // else the compiler rebuilds them from scalars in every batch
 }
 
-// Philox of eight consecutive counters, in 64-bit lanes: vpmuludq reads only the low word of a lane, so the high words may
-// hold anything and each round costs two multiplications, two shifts and four exclusive-ors for four counters.
-GENFAST_OP void philox_quarter(__m256i c0, __m256i c1, __m256i c2, __m256i c3, const RoundKeys& keys, __m256i words[4]) {
+// Philox of eight consecutive counters, in 64-bit lanes: vpmuludq reads only the low word of a lane, so the high words
+// may hold anything and each round costs two multiplications, two shifts and four exclusive-ors for four counters.
+GENFAST_OP void philox_quarter(__m256i c0, __m256i c1, __m256i c2, __m256i c3, const RoundKeys& keys,
+                               __m256i words[4]) {
   const __m256i m0 = _mm256_set1_epi64x(0xD2511F53ll), m1 = _mm256_set1_epi64x(0xCD9E8D57ll);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
@@ -139,7 +138,8 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
 GENFAST_OP void interleave4(const VecF n[4], float* out) {
   const __m256 t0 = _mm256_unpacklo_ps(n[0].v, n[1].v), t1 = _mm256_unpackhi_ps(n[0].v, n[1].v);
   const __m256 t2 = _mm256_unpacklo_ps(n[2].v, n[3].v), t3 = _mm256_unpackhi_ps(n[2].v, n[3].v);
-  const __m256d d0 = _mm256_castps_pd(t0), d1 = _mm256_castps_pd(t1), d2 = _mm256_castps_pd(t2), d3 = _mm256_castps_pd(t3);
+  const __m256d d0 = _mm256_castps_pd(t0), d1 = _mm256_castps_pd(t1), d2 = _mm256_castps_pd(t2),
+                d3 = _mm256_castps_pd(t3);
   _mm256_storeu_ps(out, _mm256_castpd_ps(_mm256_unpacklo_pd(d0, d2)));
   _mm256_storeu_ps(out + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(d0, d2)));
   _mm256_storeu_ps(out + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(d1, d3)));

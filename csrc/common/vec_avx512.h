@@ -35,7 +35,8 @@ GENFAST_OP VecF load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 GENFAST_OP void store_half(uint16_t* p, VecF x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 GENFAST_OP VecF as_float(VecU x) { return {_mm512_castsi512_ps(x.v)}; }
@@ -103,8 +104,9 @@ GENFAST_OP void make_round_keys(uint64_t seed, RoundKeys* keys) {
   __asm__ volatile("" : : "r"(keys) : "memory");  // else the compiler rebuilds them from scalars in every batch
 }
 
-// Philox of sixteen consecutive counters, in 64-bit lanes: vpmuludq reads only the low word of a lane, so the high words may
-// hold anything and each round costs two multiplications, two shifts and four exclusive-ors for eight counters.
+// Philox of sixteen consecutive counters, in 64-bit lanes: vpmuludq reads only the low word of a lane, so the high
+// words may hold anything and each round costs two multiplications, two shifts and four exclusive-ors for eight
+// counters.
 GENFAST_OP void philox_half(__m512i c0, __m512i c1, __m512i c2, __m512i c3, const RoundKeys& keys, __m512i words[4]) {
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53ll), m1 = _mm512_set1_epi64(0xCD9E8D57ll);
 #pragma GCC unroll 10
@@ -138,7 +140,8 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
 GENFAST_OP void interleave4(const VecF n[4], float* out) {
   const __m512 t0 = _mm512_unpacklo_ps(n[0].v, n[1].v), t1 = _mm512_unpackhi_ps(n[0].v, n[1].v);
   const __m512 t2 = _mm512_unpacklo_ps(n[2].v, n[3].v), t3 = _mm512_unpackhi_ps(n[2].v, n[3].v);
-  const __m512d d0 = _mm512_castps_pd(t0), d1 = _mm512_castps_pd(t1), d2 = _mm512_castps_pd(t2), d3 = _mm512_castps_pd(t3);
+  const __m512d d0 = _mm512_castps_pd(t0), d1 = _mm512_castps_pd(t1), d2 = _mm512_castps_pd(t2),
+                d3 = _mm512_castps_pd(t3);
   _mm512_storeu_ps(out, _mm512_castpd_ps(_mm512_unpacklo_pd(d0, d2)));
   _mm512_storeu_ps(out + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(d0, d2)));
   _mm512_storeu_ps(out + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(d1, d3)));

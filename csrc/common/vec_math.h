@@ -57,8 +57,8 @@ GENFAST_INLINE VecF sigmoid(VecF x) {
   return select(less(x, broadcast(-87.33f)), broadcast(0.0f), p);
 }
 
-// sqrt(-2 ln((a + 1) 2^-32)). The signed integer a + 1 is a + 1 itself below 2^31 and minus the distance to 2^32 above, so
-// that one conversion serves both ends: near 1 the logarithm is taken of 1 + s with s rounded once.
+// sqrt(-2 ln((a + 1) 2^-32)). The signed integer a + 1 is a + 1 itself below 2^31 and minus the distance to 2^32 above,
+// so that one conversion serves both ends: near 1 the logarithm is taken of 1 + s with s rounded once.
 GENFAST_INLINE VecF radius(VecU a) {
   const VecF near = float_from_int(add(a, broadcast(uint32_t{1})));
   const VecF value = select(sign_bit(a), near + broadcast(4294967296.0f), abs(near));
@@ -73,8 +73,8 @@ GENFAST_INLINE VecF radius(VecU a) {
   return sqrt(fma(e, broadcast(poly::kLn2), log) * broadcast(-2.0f));
 }
 
-// Cosine and sine of b 2^-32 turns: the nearest quarter is exact in integers, and b << 2 is the rest, signed, in units of
-// 2^-34 turns.
+// Cosine and sine of b 2^-32 turns: the nearest quarter is exact in integers, and b << 2 is the rest, signed, in units
+// of 2^-34 turns.
 GENFAST_INLINE void cos_sin(VecU b, VecF* cosine, VecF* sine) {
   const VecF t = float_from_int(shift_left<2>(b)) * broadcast(5.820766091346741e-11f);
   const VecF square = t * t;
@@ -91,8 +91,8 @@ GENFAST_INLINE void cos_sin(VecU b, VecF* cosine, VecF* sine) {
 // Elements that one call of philox_lanes makes.
 constexpr int kBatch = 4 * kWidth;
 
-// Normals of tensor indices 4 group ... 4 group + count - 1 into out, which has room for count rounded up to kBatch. All
-// words come first: the integer rounds of one batch then overlap with those of the next.
+// Normals of tensor indices 4 group ... 4 group + count - 1 into out, which has room for count rounded up to kBatch.
+// All words come first: the integer rounds of one batch then overlap with those of the next.
 static void fill_normals(float* out, uint64_t group, int64_t count, uint32_t step, uint64_t seed) {
   constexpr int64_t kBatches = 10;
   VecU words[kBatches][4];
@@ -126,7 +126,8 @@ static void fill_rbm_uniforms(float* out, uint32_t group, int64_t count, uint32_
     VecU words[4];
     philox_lanes(group, chain, false, step, philox::kRbmUnit, keys, words);
     VecF uniforms[4];
-    for (int w = 0; w < 4; ++w) uniforms[w] = float_from_int(shift_right<8>(words[w])) * broadcast(5.9604644775390625e-8f);
+    for (int w = 0; w < 4; ++w)
+      uniforms[w] = float_from_int(shift_right<8>(words[w])) * broadcast(5.9604644775390625e-8f);
     interleave4(uniforms, out + done);
   }
 }

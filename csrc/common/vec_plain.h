@@ -23,6 +23,7 @@ struct Mask {
   bool v[kWidth];
 };
 
+// clang-format off: one operation a line
 GENFAST_OP VecF broadcast(float x) { VecF r; GENFAST_LANES r.v[i] = x; return r; }
 GENFAST_OP VecU broadcast(uint32_t x) { VecU r; GENFAST_LANES r.v[i] = x; return r; }
 GENFAST_OP VecF load_float(const float* p) { VecF r; memcpy(r.v, p, sizeof r.v); return r; }
@@ -66,6 +67,7 @@ GENFAST_OP VecU select(Mask m, VecU a, VecU b) { GENFAST_LANES a.v[i] = m.v[i] ?
 
 // Signed 32-bit integers to float and back (nearest even).
 GENFAST_OP VecF float_from_int(VecU a) { VecF r; GENFAST_LANES r.v[i] = static_cast<float>(static_cast<int32_t>(a.v[i])); return r; }
+// clang-format on
 GENFAST_OP VecU int_from_float(VecF a) {
   // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits; |a| < 2^22.
   VecU r;
@@ -114,7 +116,11 @@ GENFAST_OP uint16_t float_to_half(float x) {
   bits += 0xFFFu + ((bits >> 13) & 1u) - 0x38000000u;
   return sign | static_cast<uint16_t>(bits >> 13);
 }
-GENFAST_OP VecF load_half(const uint16_t* p) { VecF r; GENFAST_LANES r.v[i] = half_to_float(p[i]); return r; }
+GENFAST_OP VecF load_half(const uint16_t* p) {
+  VecF r;
+  GENFAST_LANES r.v[i] = half_to_float(p[i]);
+  return r;
+}
 GENFAST_OP void store_half(uint16_t* p, VecF x) { GENFAST_LANES p[i] = float_to_half(x.v[i]); }
 
 struct RoundKeys {

@@ -1,6 +1,6 @@
-// Bernoulli sample from logits in one pass: p = sigmoid(beta (logits + bias)), sample = u < p with u the uniform of the RBM
-// layout of common/philox.h at (chain row_offset + row, unit col_offset + column, half-step `step`). NaN logits give NaN
-// samples (255 in uint8) and NaN probabilities.
+// Bernoulli sample from logits in one pass: p = sigmoid(beta (logits + bias)), sample = u < p with u the uniform of the
+// RBM layout of common/philox.h at (chain row_offset + row, unit col_offset + column, half-step `step`). NaN logits
+// give NaN samples (255 in uint8) and NaN probabilities.
 #pragma once
 
 #include <cstdint>

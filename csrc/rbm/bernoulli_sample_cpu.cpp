@@ -1,7 +1,8 @@
-// bernoulli_sample for float32, bfloat16 and float16: compiled once per instruction set. Blocks of kBlock columns keep the
-// uniforms in the first cache; docs/kernels/bernoulli_sample.md counts the instructions.
-#include "common/vec_math.h"
+// bernoulli_sample for float32, bfloat16 and float16: compiled once per instruction set. Blocks of kBlock columns keep
+// the uniforms in the first cache; docs/kernels/bernoulli_sample.md counts the instructions.
 #include "rbm/bernoulli_sample_cpu.h"
+
+#include "common/vec_math.h"
 
 namespace genfast {
 namespace GENFAST_ISA {

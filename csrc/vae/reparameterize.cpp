@@ -1,4 +1,5 @@
 // Cuts the work into pieces of fixed size, whatever the number of threads, and adds the partial row sums in order.
+#include <cstddef>
 #include <vector>
 
 #include "common/memory.h"

@@ -1,12 +1,13 @@
-// Reparameterized Gaussian sample and KL(N(mu, e^logvar) || N(0, 1)), in one pass; formulas in docs/kernels/reparameterize.md.
+// Reparameterized Gaussian sample and KL(N(mu, e^logvar) || N(0, 1)), in one pass; formulas in
+// docs/kernels/reparameterize.md.
 //
 //   forward   z = mu + e^(logvar/2) eps          kl = sum_event (mu^2 + (expm1(logvar) - logvar)) / 2
 //   backward  dmu = sum_k dz + dkl mu            dlogvar = sum_k dz eps e^(logvar/2) / 2 + dkl expm1(logvar) / 2
 //   jvp       z' = mu' + eps e^(logvar/2) logvar' / 2     kl' = sum_event (mu mu' + expm1(logvar) logvar' / 2)
 //
-// mu, logvar and their gradients and tangents are contiguous [rows, event]; z, dz and z' are [samples, rows, event]; kl and
-// its relatives are [rows], float64 for float64 inputs and float32 otherwise. eps of element i = row * event + column of
-// sample k is the normal at tensor index offset + i, step k (see common/philox.h); no pass stores it.
+// mu, logvar and their gradients and tangents are contiguous [rows, event]; z, dz and z' are [samples, rows, event]; kl
+// and its relatives are [rows], float64 for float64 inputs and float32 otherwise. eps of element i = row * event +
+// column of sample k is the normal at tensor index offset + i, step k (see common/philox.h); no pass stores it.
 #pragma once
 
 #include <cstdint>

@@ -2,9 +2,11 @@
 // tiling in docs/kernels/reparameterize.md. Blocks of kBlock elements keep noise and intermediates in the first cache.
 //
 // sigma = root^2 with root = e^(logvar/4) <= e^88: x * root * root is never inf * 0, and overflows only where the exact
-// product does (|x root| lies between |x| and |x sigma|). Noise enters gradients as eps / 16, so that dz eps cannot overflow.
-#include "common/vec_math.h"
+// product does (|x root| lies between |x| and |x sigma|). Noise enters gradients as eps / 16, so that dz eps cannot
+// overflow.
 #include "vae/reparameterize_cpu.h"
+
+#include "common/vec_math.h"
 #include "vae/row_sums.h"
 
 namespace genfast {

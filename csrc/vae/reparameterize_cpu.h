@@ -1,8 +1,8 @@
 // The pieces of work that reparameterize.cpp hands to threads: flat elements [begin, end) of [rows, event].
 //
-// A piece writes kl of the rows that lie wholly inside it. Where its first row began earlier, or its last row ends later,
-// the partial sums go to `head` and `tail` (one row inside a longer one counts as head), and reparameterize.cpp adds them
-// in order: sums do not depend on the number of threads.
+// A piece writes kl of the rows that lie wholly inside it. Where its first row began earlier, or its last row ends
+// later, the partial sums go to `head` and `tail` (one row inside a longer one counts as head), and reparameterize.cpp
+// adds them in order: sums do not depend on the number of threads.
 #pragma once
 
 #include "common/cpu_features.h"

@@ -44,7 +44,8 @@ double* doubles(void* p) { return static_cast<double*>(p); }
 
 }  // namespace
 
-void reparameterize_forward_double(const ReparameterizeForward& args, int64_t begin, int64_t end, KlPartials* partials) {
+void reparameterize_forward_double(const ReparameterizeForward& args, int64_t begin, int64_t end,
+                                   KlPartials* partials) {
   const ReparameterizeShape& shape = args.shape;
   const int64_t total = shape.rows * shape.event;
   RowSums<double> sums(doubles(args.kl), shape.event, begin, partials);

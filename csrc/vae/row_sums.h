@@ -12,7 +12,11 @@ template <typename Out>
 class RowSums {
  public:
   RowSums(Out* out, int64_t event, int64_t begin, KlPartials* partials)
-      : out_(out), event_(event), row_(begin / event), row_end_((row_ + 1) * event), whole_(begin % event == 0),
+      : out_(out),
+        event_(event),
+        row_(begin / event),
+        row_end_((row_ + 1) * event),
+        whole_(begin % event == 0),
         partials_(partials) {
     partials->head = partials->tail = 0.0;
   }

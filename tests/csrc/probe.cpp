@@ -39,17 +39,17 @@ void run_sigmoid(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, sigmoid(load_upto(x + i, count - i)), count - i);
 }
 
-void run_expm1_minus(const float* x, float* out, int64_t count) {
+void run_half_expm1_minus(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) {
     const VecF v = load_upto(x + i, count - i);
-    store_upto(out + i, expm1_minus(v, exp(v)), count - i);
+    store_upto(out + i, half_expm1_minus(v, broadcast(0.5f) * exp(v)), count - i);
   }
 }
 
-void run_expm1(const float* x, float* out, int64_t count) {
+void run_half_expm1(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) {
     const VecF v = load_upto(x + i, count - i);
-    store_upto(out + i, expm1(v, exp(v)), count - i);
+    store_upto(out + i, half_expm1(v, broadcast(0.5f) * exp(v)), count - i);
   }
 }
 
@@ -98,8 +98,8 @@ const Probe kProbe = {kWidth,
                       fill_rbm_uniforms,
                       run_exp,
                       run_sigmoid,
-                      run_expm1_minus,
-                      run_expm1,
+                      run_half_expm1_minus,
+                      run_half_expm1,
                       run_radius,
                       run_cos_sin,
                       to_storage<Float16>,
