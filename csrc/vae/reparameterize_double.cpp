@@ -10,7 +10,8 @@ namespace {
 
 constexpr double kLargeLogvar = 40.0;  // from here e^x - 1 is e^x in float64
 
-double root_of(double logvar) { return std::exp(std::fmin(709.0, logvar * 0.25)); }
+// NaN stays NaN, as fmin would not let it.
+double root_of(double logvar) { return std::exp(logvar * 0.25 > 709.0 ? 709.0 : logvar * 0.25); }
 
 // (e^x - 1 - x) / 2.
 double half_expm1_minus(double x) {

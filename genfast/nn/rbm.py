@@ -319,7 +319,9 @@ class RBM(nn.Module):
             logits = None
         return v
 
-    @torch.compiler.disable  # the step counter changes every time: compiled, it would be compiled again every time
+    # The step counter changes every time: compiled, this would be compiled again every time. torch.compiler.disable
+    # would import torch._dynamo, over a second, with genfast; this one waits until somebody compiles.
+    @torch._disable_dynamo
     @torch.no_grad()
     def _advance_chains(self, k: int, row_offset: int | None) -> Tensor:
         if self.chain_step + 2 * k > _HALF_STEPS:  # never the same counter twice: go on under the next seed

@@ -182,6 +182,18 @@ def test_extremes_are_never_nan(isa, dtype):
                     assert (g == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_nan_goes_through_and_stays_in_its_element(isa, dtype):
+    logvar = torch.zeros(64, dtype=dtype)
+    logvar[17] = math.nan
+    mu = torch.zeros(64, dtype=dtype, requires_grad=True)
+    leaf = logvar.requires_grad_()
+    z, kl = ops.reparameterize_kl(mu, leaf, seed=1, event_dims=0)
+    _, dlogvar = torch.autograd.grad((z.sum() + kl.sum()), (mu, leaf))
+    for values in (z, kl, dlogvar):
+        assert values.isnan().nonzero().tolist() == [[17]]
+
+
 def test_values_are_finite_wherever_the_exact_one_is(isa):
     """sigma alone overflows float32 from logvar = 177.5, sigma eps only where the product does."""
     logvar = torch.full((200_000,), 178.0)
