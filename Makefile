@@ -27,7 +27,7 @@ PYTEST := $(PY) -m pytest -q
 help: ## the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: $(STAMPS)/genfast ## what genfast does, in a minute
+demo: $(STAMPS)/examples ## what genfast does, in a minute
 	$(VENV)/bin/genfast demo
 
 bench: $(STAMPS)/bench ## benchmarks on this machine
@@ -103,6 +103,6 @@ $(STAMPS)/genfast: $(STAMPS)/torch-$(TORCH) $(BUILD_INPUTS)
 	touch $@
 
 # genfast is installed by now: these install what its extras ask for.
-$(STAMPS)/test $(STAMPS)/bench $(STAMPS)/docs $(STAMPS)/dev: $(STAMPS)/%: $(STAMPS)/genfast
+$(STAMPS)/test $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/docs $(STAMPS)/dev: $(STAMPS)/%: $(STAMPS)/genfast
 	$(PIP) "torch==$(TORCH)" "genfast[$*]"
 	touch $@

@@ -65,7 +65,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: if the name is unknown. An op that the forced backend cannot run raises ``RuntimeError``.
 
-    Example:
+    Examples:
         >>> import genfast, torch
         >>> with genfast.use_backend("reference"):
         ...     genfast.ops.gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3))
@@ -113,7 +113,7 @@ def _device_obstacle(backend: str, device_type: str) -> str | None:
 def is_available(backend: str) -> bool:
     """Whether a backend can run on this machine at all.
 
-    Example:
+    Examples:
         >>> import genfast
         >>> genfast.is_available("cpp")
         True
@@ -181,7 +181,7 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Ex
     Returns:
         An ``Explanation`` (op, chosen, reasons); ``str()`` of it is readable.
 
-    Example:
+    Examples:
         >>> import genfast, torch
         >>> print(genfast.explain("gaussian_kl", torch.zeros(2, 3), torch.zeros(2, 3)).chosen)
         cpp

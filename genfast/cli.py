@@ -62,7 +62,7 @@ def _escape(value: str) -> str:
     return escape(value)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def verify(context: typer.Context) -> None:
     """Checks every kernel on this machine's GPU, so that the verified ones may be chosen automatically."""
     try:

@@ -158,7 +158,7 @@ def collect(compilers: bool = True) -> dict[str, dict[str, str]]:
     Args:
         compilers: ask the compilers for their versions, which takes a few hundredths of a second.
 
-    Example:
+    Examples:
         >>> collect(compilers=False)["versions"]["torch"] == torch.__version__
         True
     """

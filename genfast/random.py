@@ -69,7 +69,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, seed: torch.Tensor) -> tuple[torc
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
-    Example:
+    Examples:
         >>> words = philox(0, 0, 0, 0, torch.tensor(0))
         >>> [hex(int(word)) for word in words]
         ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
@@ -101,7 +101,7 @@ def _window(values: torch.Tensor, count: Any, offset: Any) -> torch.Tensor:
 def uniform(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -> torch.Tensor:
     """The uniforms in [0, 1) at indices offset ... offset + count - 1, float32, equal bit for bit on every backend.
 
-    Example:
+    Examples:
         >>> torch.equal(uniform(7, torch.tensor(1), offset=3), uniform(10, torch.tensor(1))[3:])
         True
     """
@@ -112,7 +112,7 @@ def uniform(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -
 def normal(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -> torch.Tensor:
     """The standard normals at indices offset ... offset + count - 1, float64, by Box-Muller.
 
-    Example:
+    Examples:
         >>> torch.equal(normal(7, torch.tensor(1), offset=3), normal(10, torch.tensor(1))[3:])
         True
     """
@@ -128,7 +128,7 @@ def rbm_uniform(
 ) -> torch.Tensor:
     """The uniforms [chains, units] of one Gibbs half-step, float32, equal bit for bit on every backend.
 
-    Example:
+    Examples:
         >>> whole = rbm_uniform(3, 9, torch.tensor(5), step=2)
         >>> torch.equal(rbm_uniform(2, 4, torch.tensor(5), row_offset=1, col_offset=3, step=2), whole[1:, 3:7])
         True

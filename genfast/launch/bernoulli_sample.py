@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,14 +18,17 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
 
 def _native(module, logits, bias, seed, beta, row_offset, col_offset, step, sample_dtype, return_prob):  # type: ignore[no-untyped-def]
     logits = logits.contiguous()
-    bias = None if bias is None else bias.to(_compute_dtype(logits)).contiguous()
+    dtype = logits.dtype
+    if bias is not None:
+        bias = bias.to(_compute_dtype(logits)).contiguous()
     columns = logits.shape[-1]
-    sample = torch.empty_like(logits, dtype=sample_dtype)
+    rows = logits.numel() // columns if columns else 0
+    sample = torch.empty_like(logits) if sample_dtype is dtype else torch.empty_like(logits, dtype=sample_dtype)
     prob = torch.empty_like(logits) if return_prob else None
     found_nan = module.bernoulli_sample(
-        DTYPE_CODES[logits.dtype], DTYPE_CODES[sample_dtype], logits.data_ptr(), pointer(bias), sample.data_ptr(),
-        pointer(prob), math.prod(logits.shape[:-1]), columns, beta, *seed_value_and_pointer(seed), row_offset,
-        col_offset, step, execution(logits),
+        DTYPE_CODES[dtype], DTYPE_CODES[sample_dtype], logits.data_ptr(), pointer(bias), sample.data_ptr(),
+        pointer(prob), rows, columns, beta, *seed_value_and_pointer(seed), row_offset, col_offset, step,
+        execution(logits),
     )  # fmt: skip
     return sample, prob, found_nan
 

@@ -46,7 +46,7 @@ class VAE(nn.Module):
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014.
 
-    Example:
+    Examples:
         >>> vae = VAE.mlp(64, hidden=[32], latent=4)
         >>> x = torch.bernoulli(torch.full((8, 64), 0.5))
         >>> vae.loss(x).backward()
@@ -72,7 +72,7 @@ class VAE(nn.Module):
             hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
             latent: size of z.
 
-        Example:
+        Examples:
             >>> VAE.mlp(64, hidden=[32, 16], latent=2).decoder[0]
             Linear(in_features=2, out_features=16, bias=True)
         """
@@ -94,7 +94,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: for a shape that cannot be halved that often.
 
-        Example:
+        Examples:
             >>> vae = VAE.conv((1, 8, 8), channels=[8, 16], latent=2)
             >>> vae(torch.zeros(5, 1, 8, 8)).logits.shape
             torch.Size([5, 1, 8, 8])

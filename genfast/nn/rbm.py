@@ -52,7 +52,7 @@ class RBM(nn.Module):
     restricted Boltzmann machines using approximations to the likelihood gradient", ICML 2008; Hinton, "A practical
     guide to training restricted Boltzmann machines", 2010 (initialization).
 
-    Example:
+    Examples:
         >>> rbm = RBM(6, 4)
         >>> optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1)
         >>> rbm.contrastive_divergence(torch.ones(8, 6), k=1).backward()
@@ -153,7 +153,7 @@ class RBM(nn.Module):
         Raises:
             ValueError: for a negative k, a wrong number of units, or half-steps that pass 2^32.
 
-        Example:
+        Examples:
             >>> rbm, v = RBM(6, 4), torch.zeros(3, 6)
             >>> whole = rbm.gibbs(v, 5, seed=7)
             >>> torch.equal(whole, rbm.gibbs(rbm.gibbs(v, 2, seed=7), 3, seed=7, step=4))
@@ -173,7 +173,7 @@ class RBM(nn.Module):
         Returns:
             [...], float32, or float64 where W is. It grows only linearly in the weights: nothing overflows.
 
-        Example:
+        Examples:
             >>> RBM(3, 5).free_energy(torch.zeros(2, 3)).detach()  # 2^5 hidden states of zero energy: -5 log 2
             tensor([-3.4657, -3.4657])
         """
@@ -200,7 +200,7 @@ class RBM(nn.Module):
 
         Source: Besag, "Statistical analysis of non-lattice data", 1975.
 
-        Example:
+        Examples:
             >>> rbm = RBM(3, 2)
             >>> _ = torch.nn.init.zeros_(rbm.W)
             >>> round(rbm.pseudo_likelihood(torch.ones(4, 3)).item() / math.log(2), 5)

@@ -28,7 +28,7 @@ class Reparameterize(nn.Module):
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014.
 
-    Example:
+    Examples:
         >>> import torch
         >>> layer = Reparameterize(kl=True)
         >>> z, kl = layer(torch.ones(2, 3), torch.zeros(2, 3), samples=5)

@@ -207,7 +207,7 @@ def bernoulli_sample(
             finite; on the CPU also for NaN in logits + bias. On a GPU NaN gives a NaN sample (255 in uint8); a bool
             sample cannot hold one, so there NaN is looked for, which waits for the GPU.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[-100.0, 0.0, 100.0]]).expand(1000, 3)
         >>> sample = bernoulli_sample(logits, seed=3)
         >>> sample[:, 0].sum(), sample[:, 2].sum(), 450 < sample[:, 1].sum() < 550

@@ -449,7 +449,7 @@ def reparameterize(
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014.
 
-    Example:
+    Examples:
         >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
         >>> z = reparameterize(mu, logvar, seed=7)
         >>> shard = reparameterize(mu[1:], logvar[1:], seed=7, offset=3)
@@ -494,7 +494,7 @@ def reparameterize_kl(
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
 
-    Example:
+    Examples:
         >>> z, kl = reparameterize_kl(torch.ones(2, 5, 3), torch.zeros(2, 5, 3), event_dims=1)
         >>> z.shape, kl
         (torch.Size([2, 5, 3]), tensor([[1.5000, 1.5000, 1.5000, 1.5000, 1.5000],
@@ -526,7 +526,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, event_dims: int | None = None) -> Te
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
 
-    Example:
+    Examples:
         >>> gaussian_kl(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2))
         tensor([2.])
     """

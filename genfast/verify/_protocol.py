@@ -41,7 +41,7 @@ def checks_of(kernel: str) -> tuple[Check, ...]:
     Raises:
         LookupError: if the op has no checks.
 
-    Example:
+    Examples:
         >>> [check.name for check in checks_of("triton/bernoulli_sample")][:2]
         ['samples', 'uniforms']
     """
@@ -56,7 +56,7 @@ def checks_of(kernel: str) -> tuple[Check, ...]:
 def slug(device_name: str) -> str:
     """A folder name for a GPU.
 
-    Example:
+    Examples:
         >>> slug("NVIDIA H200"), slug("NVIDIA A100-SXM4-80GB")
         ('h200', 'a100-sxm4-80gb')
     """
