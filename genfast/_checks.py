@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["FLOATS", "check_count", "check_float_tensor", "check_same", "shape_of"]
+__all__ = ["FLOATS", "check_count", "check_float_tensor", "check_same", "check_seed", "shape_of"]
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
@@ -24,8 +24,9 @@ def check_float_tensor(op: str, name: str, value: Any) -> None:
             f"{op}: {name} must be float32, float64, bfloat16 or float16, got {value.dtype}; "
             "convert it, e.g. with .float()"
         )
-    if value.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got layout {value.layout}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {kind}")
 
 
 def check_same(op: str, name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
@@ -40,6 +41,14 @@ def check_same(op: str, name: str, value: torch.Tensor, other_name: str, other: 
         raise TypeError(
             f"{op}: {name} is {value.dtype}, {other_name} {other.dtype}; they must be equal outside autocast"
         )
+
+
+def check_seed(op: str, seed: torch.Tensor | None) -> None:
+    """``TypeError`` or ``ValueError`` unless ``seed`` is a 0-d int64 tensor or None."""
+    if seed is not None and seed.dtype != torch.int64:
+        raise TypeError(f"{op}: seed must be an int, None or a 0-d int64 tensor, got a {seed.dtype} tensor")
+    if seed is not None and seed.dim() != 0:
+        raise ValueError(f"{op}: seed must be 0-d, got shape {shape_of(seed)}")
 
 
 def check_count(op: str, name: str, value: Any, low: int, high: int | None = None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -32,11 +33,21 @@ class Backend(NamedTuple):
 
 
 class _State:
+    """Process-wide: the backend in force, and how many threads are inside ``explain`` (whose calls run nothing)."""
+
     forced: str | None = None
-    recorder: list[tuple[Any, tuple[Any, ...]]] | None = None
+    blocks: list[tuple[object, str | None]] = []  # noqa: RUF012 - one list, on purpose
+    explaining: int = 0
 
 
 _state = _State()
+_lock = threading.Lock()
+_recording = threading.local()
+
+
+def recorder() -> list[tuple[Any, tuple[Any, ...]]] | None:
+    """Where this thread's ``explain`` wants to find the ops that a call would run."""
+    return getattr(_recording, "calls", None)
 
 
 def _checked(name: str | None) -> str | None:
@@ -47,7 +58,7 @@ def _checked(name: str | None) -> str | None:
     return name
 
 
-_state.forced = _checked(os.environ.get("GENFAST_BACKEND"))
+_from_environment = _state.forced = _checked(os.environ.get("GENFAST_BACKEND"))
 
 
 def current_backend() -> str:
@@ -71,11 +82,16 @@ def use_backend(name: str) -> Iterator[None]:
         ...     genfast.ops.gaussian_kl(torch.zeros(2, 3), torch.zeros(2, 3))
         tensor([0., 0.])
     """
-    previous, _state.forced = _state.forced, _checked(name)
+    block = (object(), _checked(name))
+    with _lock:
+        _state.blocks.append(block)
+        _state.forced = block[1]
     try:
         yield
     finally:
-        _state.forced = previous
+        with _lock:  # blocks of several threads may end in any order
+            _state.blocks.remove(block)
+            _state.forced = _state.blocks[-1][1] if _state.blocks else _from_environment
 
 
 def triton_interpreted() -> bool:
@@ -191,12 +207,17 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Ex
     if isinstance(function, str) and function not in ops.__all__:
         raise ValueError(f"unknown op {function!r}: genfast.ops has {', '.join(ops.__all__)}")
     call = getattr(ops, function) if isinstance(function, str) else function
-    outer, _state.recorder = _state.recorder, []
+    recorded: list[tuple[Any, tuple[Any, ...]]] = []
+    outer, _recording.calls = recorder(), recorded
+    with _lock:
+        _state.explaining += 1
     try:
-        call(*args, **kwargs)
-        recorded = _state.recorder
+        with torch.random.fork_rng(devices=[]):  # a seed that nothing uses
+            call(*args, **kwargs)
     finally:
-        _state.recorder = outer
+        with _lock:
+            _state.explaining -= 1
+        _recording.calls = outer
     if not recorded:
         raise ValueError(f"{getattr(call, '__name__', call)} calls no genfast op with these arguments")
     op, raw = recorded[0]

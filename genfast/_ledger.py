@@ -49,7 +49,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
 @functools.lru_cache(maxsize=1)
 def ledgers() -> tuple[dict[str, Any], ...]:
     """The committed ledgers and the user's own, each with ``device``, ``compute_capability`` and ``kernels``."""
-    return (*_manifest()["ledgers"], *_read(user_ledger_path()))
+    try:
+        path = user_ledger_path()
+    except RuntimeError:  # a user without a home
+        return tuple(_manifest()["ledgers"])
+    return (*_manifest()["ledgers"], *_read(path))
 
 
 def write_ledger(path: Path, entry: dict[str, Any], *, as_list: bool) -> None:

@@ -39,6 +39,8 @@ class Op:
         fake: the same signature on fake tensors; no None.
         kernels: name of the GPU kernel in the ledger (``family/op``) that the cuda backend runs.
         internal: the op is part of another's formula: it always runs its reference, whatever backend is forced.
+        check: raises where a direct call of ``torch.ops.genfast.<name>`` has arguments that the kernels must not see;
+            genfast's own functions have checked theirs.
 
     ``tie``, set by the op's module, takes the same arguments and differentiates: it serves gradients through
     ``torch.ops.genfast.<name>`` itself.
@@ -52,12 +54,14 @@ class Op:
         kernels: str = "",
         *,
         internal: bool = False,
+        check: Callable[..., None] | None = None,
     ) -> None:
         self.name = schema.split("(", 1)[0]
         self.backends = backends
         self.fake = fake
         self.kernels = kernels
         self.internal = internal
+        self.check = check
         self.tie: Callable[..., Any] | None = None
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(self.name, self._implementation, "CompositeExplicitAutograd")
@@ -74,14 +78,21 @@ class Op:
             or torch._C._len_torch_dispatch_stack()
             or torch._C._are_functorch_transforms_active()
             or torch.autograd.profiler._is_profiler_enabled
+            or torch._C._get_tracing_state() is not None
         ):
             return self.overload(*args)
         for i in self._tensors:
             arg = args[i]
             if arg is not None:
-                # torch.autograd.grad(is_grads_batched=True) hands a backward batched cotangents without a transform.
+                # Subclasses, tensors whose sign or zeros are only flagged, and the batched cotangents that
+                # torch.autograd.grad(is_grads_batched=True) hands a backward without a transform.
                 kind = type(arg)
-                if (kind is not _Tensor and kind is not _Parameter) or _is_legacy_batched(arg):
+                if (
+                    (kind is not _Tensor and kind is not _Parameter)
+                    or _is_legacy_batched(arg)
+                    or arg.is_neg()
+                    or arg._is_zerotensor()
+                ):
                     return self.overload(*args)
         return self.run(args)
 
@@ -90,15 +101,19 @@ class Op:
         if self.internal:
             return self.backends["reference"].run(*args)
         first = next_tensor(args)
-        if _dispatch._state.recorder is not None:
-            _dispatch._state.recorder.append((self, args))
-            return self.fake(*args)
+        if _dispatch._state.explaining:
+            calls = _dispatch.recorder()
+            if calls is not None:
+                calls.append((self, args))
+                return self.fake(*args)
         if first.is_meta:
             return self.fake(*args)
         return _dispatch.select(self, first, args)(*args)
 
     def _implementation(self, *args: Any) -> Any:
         """What the dispatcher calls: as ``run``, with an empty tensor for each output that was not asked for."""
+        if self.check is not None:
+            self.check(*args)
         out = self.run(args)
         if not isinstance(out, tuple):
             return out
@@ -106,8 +121,13 @@ class Op:
         return tuple(like.new_empty(0) if tensor is None else tensor for tensor in out)
 
     def _autograd(self, *args: Any) -> Any:
-        if self.tie is not None and torch.is_grad_enabled() and _requires_grad(args):
-            return self.tie(*args)
+        if self.tie is not None:
+            if torch.is_grad_enabled() and _requires_grad(args):
+                return self.tie(*args)
+            if any(isinstance(arg, _Tensor) and _tangent(arg) is not None for arg in args):
+                raise RuntimeError(
+                    f"torch.ops.genfast.{self.name} has no forward-mode derivative; the functions of genfast.ops do"
+                )
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
 
@@ -125,6 +145,11 @@ def _requires_grad(args: Sequence[Any]) -> bool:
         if isinstance(arg, _Tensor) and arg.requires_grad:
             return True
     return False
+
+
+def _tangent(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The forward-mode tangent that a tensor carries at the outermost level."""
+    return torch._VF._unpack_dual(tensor, level=0)[1] if forward_ad._current_level >= 0 else None
 
 
 def _distinct(args: Sequence[Any]) -> list[Any]:
@@ -171,6 +196,13 @@ def _loop_vmap(function: Any) -> Callable[..., Any]:
         def example(index: int) -> tuple[Any, ...]:
             return tuple(a if d is None else a.select(d, index) for a, d in zip(args, in_dims, strict=True))
 
+        if info.batch_size == 0:  # one example of zeros has the shapes
+            zeros = (a if d is None else a.new_zeros(a.shape[:d] + a.shape[d + 1 :]) for a, d in zip(args, in_dims))  # noqa: B905
+            out = function.apply(*zeros)
+            if not isinstance(out, tuple):
+                return out.new_empty((0, *out.shape)), 0
+            empty = tuple(None if t is None else t.new_empty((0, *t.shape)) for t in out)
+            return empty, tuple(None if t is None else 0 for t in empty)
         outputs = [function.apply(*example(index)) for index in range(info.batch_size)]
         if not isinstance(outputs[0], tuple):
             return torch.stack(outputs), 0

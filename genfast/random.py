@@ -40,7 +40,7 @@ def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tens
     if seed is None:
         if device.type == "cuda" and (torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()):
             return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
-        return torch.randint(2**63 - 1, ())  # int64, and the cheapest way to draw one
+        return torch.randint(2**63 - 1, (), device="cpu")  # whatever the default device is; int64
     if isinstance(seed, torch.Tensor):
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got a {seed.dtype} tensor")
@@ -54,7 +54,7 @@ def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tens
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got {type(seed).__name__}")
     value = seed.__index__() & 0xFFFFFFFFFFFFFFFF
-    return torch.full((), value - (value >> 63 << 64), dtype=torch.int64)
+    return torch.full((), value - (value >> 63 << 64), dtype=torch.int64, device="cpu")
 
 
 def _multiply(multiplier: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

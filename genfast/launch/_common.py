@@ -14,11 +14,11 @@ def pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def seed_value_and_pointer(seed: torch.Tensor | None) -> tuple[int, int]:
-    """(value, device pointer): one of the two says where the kernel finds the seed."""
+def seed_value_and_pointer(seed: torch.Tensor | None, like: torch.Tensor) -> tuple[int, int]:
+    """(value, device pointer): one of the two says where a kernel on the device of ``like`` finds the seed."""
     if seed is None:
         return 0, 0
-    if seed.is_cuda:
+    if seed.is_cuda and like.is_cuda:
         return 0, seed.data_ptr()
     return int(seed.item()) & 0xFFFFFFFFFFFFFFFF, 0
 

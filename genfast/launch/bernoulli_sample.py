@@ -27,7 +27,7 @@ def _native(module, logits, bias, seed, beta, row_offset, col_offset, step, samp
     prob = torch.empty_like(logits) if return_prob else None
     found_nan = module.bernoulli_sample(
         DTYPE_CODES[dtype], DTYPE_CODES[sample_dtype], logits.data_ptr(), pointer(bias), sample.data_ptr(),
-        pointer(prob), rows, columns, beta, *seed_value_and_pointer(seed), row_offset, col_offset, step,
+        pointer(prob), rows, columns, beta, *seed_value_and_pointer(seed, logits), row_offset, col_offset, step,
         execution(logits),
     )  # fmt: skip
     return sample, prob, found_nan
@@ -36,7 +36,7 @@ def _native(module, logits, bias, seed, beta, row_offset, col_offset, step, samp
 def cpp(*args: Any) -> Any:
     sample, prob, found_nan = _native(C.cpu, *args)
     if found_nan:
-        raise ValueError("bernoulli_sample: logits + bias holds NaN; a Bernoulli probability cannot be NaN")
+        raise ValueError("bernoulli_sample: beta (logits + bias) holds NaN; a Bernoulli probability cannot be NaN")
     return sample, prob
 
 

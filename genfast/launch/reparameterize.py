@@ -45,7 +45,8 @@ def _forward(module, mu, logvar, seed, samples, offset, event_dims, want_z, want
     kl, chunks = _new_kl(module, mu, event_dims, event) if want_kl else (None, 1)
     module.reparameterize_forward(
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), pointer(z), pointer(kl),
-        rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks, execution(mu),
+        rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed, mu), chunks,
+        execution(mu),
     )  # fmt: skip
     return z, kl if kl is None or chunks == 1 else kl.sum(-1)
 
@@ -59,7 +60,7 @@ def _backward(module, dz, dkl, mu, logvar, seed, samples, offset, event_dims, wa
     dlogvar = torch.empty_like(mu)
     module.reparameterize_backward(
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), pointer(dz), pointer(dkl), pointer(dmu),
-        dlogvar.data_ptr(), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed),
+        dlogvar.data_ptr(), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed, mu),
         execution(mu),
     )  # fmt: skip
     return dmu, dlogvar
@@ -72,7 +73,7 @@ def _jvp(module, mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, 
     kl, chunks = _new_kl(module, mu, event_dims, event) if want_kl else (None, 1)
     module.reparameterize_jvp(
         DTYPE_CODES[mu.dtype], mu.data_ptr(), logvar.data_ptr(), mu_t.data_ptr(), logvar_t.data_ptr(), pointer(z),
-        pointer(kl), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed), chunks,
+        pointer(kl), rows, event, 1 if samples is None else samples, offset, *seed_value_and_pointer(seed, mu), chunks,
         execution(mu),
     )  # fmt: skip
     return z, kl if kl is None or chunks == 1 else kl.sum(-1)

@@ -162,6 +162,8 @@ class VAE(nn.Module):
         Returns:
             A scalar.
         """
+        if samples is not None and samples < 1:
+            raise ValueError(f"VAE.loss: samples must be at least 1, got {samples}")
         out = self(x, samples, seed)
         logits = out.logits.float() if out.logits.dtype in (torch.bfloat16, torch.float16) else out.logits
         target = x.to(logits.dtype).expand_as(logits)
@@ -172,7 +174,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, seed: int | Tensor | None = None) -> Tensor:
         """Pixel probabilities of ``count`` images drawn from the prior, [count, ...]; a constant for autograd."""
-        like = next(self.decoder.parameters())
+        like = next(self.decoder.parameters(), torch.empty(0))
         zeros = torch.zeros(count, self.latent, device=like.device, dtype=like.dtype)
         return torch.sigmoid(self.decode(ops.reparameterize(zeros, zeros, seed=seed)))
 

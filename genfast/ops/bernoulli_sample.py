@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from genfast import random
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, check_seed, shape_of
 from genfast._op import Backend, Formula, Op, differentiable, transformed
 from genfast.launch import bernoulli_sample as native
 from genfast.ops import _noise as noise_ops
@@ -18,6 +18,7 @@ __all__ = ["bernoulli_sample", "reference"]
 Tensor = torch.Tensor
 
 SAMPLE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool)
+_LARGEST = torch.finfo(torch.float32).max
 _NOT_DIFFERENTIABLE = (
     "bernoulli_sample: a Bernoulli sample has no derivative. Detach the sample, use the probability "
     "(return_prob=True), or ask for the biased straight-through gradient with straight_through=True"
@@ -55,9 +56,14 @@ def reference(
     return sample, prob.to(logits.dtype) if return_prob else None
 
 
+def _refuse_nan(logits: Tensor, bias: Tensor | None, beta: float) -> None:
+    if bool(torch.isnan(_prob(logits, bias, beta)).any()):
+        raise ValueError("bernoulli_sample: beta (logits + bias) holds NaN; a Bernoulli probability cannot be NaN")
+
+
 def _run_reference(logits: Tensor, bias: Tensor | None, *args: Any) -> tuple[Tensor, Tensor | None]:
-    if logits.device.type == "cpu" and bool(torch.isnan(_prob(logits, bias, 1.0)).any()):
-        raise ValueError("bernoulli_sample: logits + bias holds NaN; a Bernoulli probability cannot be NaN")
+    if logits.is_cpu:
+        _refuse_nan(logits, bias, args[1])
     return reference(logits, bias, *args)
 
 
@@ -72,6 +78,18 @@ def _gpu_supports(logits: Tensor, bias: Tensor | None, *rest: Any) -> str | None
     return None
 
 
+def _check(logits, bias, seed, beta, rows, columns, step, sample_dtype, return_prob):  # type: ignore[no-untyped-def]
+    """What a direct call of the raw op must keep to; see ``Op``."""
+    check_float_tensor("genfast::bernoulli_sample", "logits", logits)
+    check_seed("genfast::bernoulli_sample", seed)
+    if logits.dim() == 0 or sample_dtype not in SAMPLE_DTYPES:
+        raise ValueError(f"genfast::bernoulli_sample: logits {shape_of(logits)} to {sample_dtype} is not supported")
+    if bias is not None:
+        _checked_bias(logits, bias)
+    for name, value in (("row_offset", rows), ("col_offset", columns), ("step", step)):
+        check_count("genfast::bernoulli_sample", name, value, 0, 2**32)
+
+
 _op = Op(
     "bernoulli_sample(Tensor logits, Tensor? bias, Tensor seed, float beta, SymInt row_offset, SymInt col_offset, "
     "SymInt step, ScalarType sample_dtype, bool return_prob) -> (Tensor sample, Tensor prob)",
@@ -83,6 +101,7 @@ _op = Op(
     },
     _fake,
     kernels="rbm/bernoulli_sample",
+    check=_check,
 )
 
 
@@ -98,6 +117,7 @@ class _BernoulliSample(Formula):
         _, bias, _, ctx.beta, *_, ctx.straight_through = inputs
         ctx.bias_shape = None if bias is None else bias.shape
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.sample_dtype = output[0].dtype
         return (output[1],)
 
     @staticmethod
@@ -126,15 +146,18 @@ class _BernoulliSample(Formula):
             if part is not None:
                 tangent = tangent + part.to(prob.dtype)
         tangent = torch.ops.aten.sigmoid_backward(tangent, prob) * ctx.beta
-        return tangent, tangent.clone()
+        return tangent.to(ctx.sample_dtype, copy=True), tangent
 
 
 def _composite(logits, bias, seed, beta, rows, columns, step, sample_dtype, straight_through):  # type: ignore[no-untyped-def]
+    if not straight_through:  # a compiled torch.func transform would take the sample's derivative for zero
+        raise RuntimeError(
+            "bernoulli_sample: under torch.compile with a torch.func transform only straight_through=True is "
+            "supported; draw the sample outside of the transform, or the transform outside of torch.compile"
+        )
     sample, prob = reference(logits, bias, seed, beta, rows, columns, step, sample_dtype, True)
-    if straight_through:
-        assert prob is not None
-        sample = sample + (prob - prob.detach()).to(sample.dtype)
-    return sample, prob
+    assert prob is not None
+    return sample + (prob - prob.detach()).to(sample.dtype), prob
 
 
 _call = differentiable(_BernoulliSample, _composite)
@@ -192,7 +215,8 @@ def bernoulli_sample(
         col_offset: global index of the first unit.
         step: Gibbs half-step; another step draws other noise under the same seed.
         out_dtype: dtype of the sample: a floating-point dtype, uint8 or bool; None: that of logits.
-        return_prob: also return the probability, in logits' dtype; it is differentiable.
+        return_prob: also return the probability, in logits' dtype; it is differentiable (in forward mode only with
+            ``straight_through``, because a tangent of the sample cannot be left out there).
         straight_through: let the sample's gradient be that of the probability (Bengio et al., 2013). Needs a
             floating-point ``out_dtype``.
 
@@ -221,8 +245,8 @@ def bernoulli_sample(
     if isinstance(beta, Tensor) or not hasattr(beta, "__float__"):
         raise TypeError(f"bernoulli_sample: beta must be a float, got {type(beta).__name__}")
     beta = float(beta)
-    if not math.isfinite(beta):
-        raise ValueError(f"bernoulli_sample: beta must be finite, got {beta}")
+    if not abs(beta) <= (torch.finfo(torch.float64).max if logits.dtype == torch.float64 else _LARGEST):
+        raise ValueError(f"bernoulli_sample: beta must be finite in the precision of logits, got {beta}")
     row_offset = check_count("bernoulli_sample", "row_offset", row_offset, 0, 2**32)
     col_offset = check_count("bernoulli_sample", "col_offset", col_offset, 0, 2**32)
     step = check_count("bernoulli_sample", "step", step, 0, 2**32)
@@ -236,6 +260,8 @@ def bernoulli_sample(
         raise TypeError(
             f"bernoulli_sample: out_dtype must be a floating-point dtype, uint8 or bool, got {sample_dtype}"
         )
+    if sample_dtype == torch.bool and logits.is_cuda and torch.compiler.is_compiling():
+        raise TypeError("bernoulli_sample: a bool sample cannot show NaN; under torch.compile on a GPU use uint8")
     if straight_through and not sample_dtype.is_floating_point:
         raise TypeError(f"bernoulli_sample: straight_through needs a floating-point out_dtype, got {sample_dtype}")
     seed = random.as_seed(seed, logits.device)
@@ -247,11 +273,6 @@ def bernoulli_sample(
         sample, prob = _op(logits, bias, seed, *options, return_prob)
     else:
         sample, prob = _call(logits, bias, seed, *options, straight_through)
-    if sample_dtype == torch.bool and logits.device.type != "cpu" and not torch.compiler.is_compiling():
-        _refuse_nan(logits, bias)
+    if sample_dtype == torch.bool and logits.is_cuda and not torch.compiler.is_compiling():
+        _refuse_nan(logits, bias, beta)
     return (sample, prob) if return_prob else sample
-
-
-def _refuse_nan(logits: Tensor, bias: Tensor | None) -> None:
-    if bool(torch.isnan(logits if bias is None else logits + bias).any()):
-        raise ValueError("bernoulli_sample: logits + bias holds NaN, which a bool sample cannot show")

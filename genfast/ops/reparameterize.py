@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from genfast import random
-from genfast._checks import check_count, check_float_tensor, check_same
+from genfast._checks import check_count, check_float_tensor, check_same, check_seed
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import reparameterize as native
 from genfast.ops import _noise as noise_ops
@@ -187,6 +187,49 @@ def _fake_jvp(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, wan
     return _fake(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
 
 
+def _check_raw(
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, samples: int | None, offset: int, event_dims: int
+) -> None:
+    """What a direct call of a raw op must keep to; see ``Op``."""
+    for name, value in (("mu", mu), ("logvar", logvar)):
+        check_float_tensor("genfast::reparameterize_kl", name, value)
+    check_same("genfast::reparameterize_kl", "logvar", logvar, "mu", mu)
+    check_seed("genfast::reparameterize_kl", seed)
+    check_count("genfast::reparameterize_kl", "event_dims", event_dims, 0, mu.dim() + 1)
+    check_count("genfast::reparameterize_kl", "offset", offset, 0, 2**62)
+    if samples is not None:
+        check_count("genfast::reparameterize_kl", "samples", samples, 0, 2**32)
+
+
+def _needs_seed(seed: Tensor | None, needed: bool) -> None:
+    if needed and seed is None:
+        raise ValueError("genfast::reparameterize_kl: a sample needs a seed, got None")
+
+
+def _check(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+    _check_raw(mu, logvar, seed, samples, offset, event_dims)
+    _needs_seed(seed, want_z)
+
+
+def _check_backward(dz, dkl, mu, logvar, seed, samples, offset, event_dims, want_dmu):  # type: ignore[no-untyped-def]
+    _check_raw(mu, logvar, seed, samples, offset, event_dims)
+    _needs_seed(seed, dz is not None)
+    for name, got, like in (("dz", dz, _z_like), ("dkl", dkl, _kl_like)):
+        if got is not None:
+            fitting = like(mu.to("meta"), samples if name == "dz" else event_dims)
+            if (got.shape, got.dtype, got.device) != (fitting.shape, fitting.dtype, mu.device):
+                raise ValueError(
+                    f"genfast::reparameterize_kl_backward: {name} must be {fitting.dtype} of shape "
+                    f"{tuple(fitting.shape)} on {mu.device}, got {got.dtype} of {tuple(got.shape)} on {got.device}"
+                )
+
+
+def _check_jvp(mu_t, logvar_t, mu, logvar, seed, samples, offset, event_dims, want_z, want_kl):  # type: ignore[no-untyped-def]
+    _check(mu, logvar, seed, samples, offset, event_dims, want_z, want_kl)
+    check_same("genfast::reparameterize_kl_jvp", "mu_tangent", mu_t, "mu", mu)
+    check_same("genfast::reparameterize_kl_jvp", "logvar_tangent", logvar_t, "mu", mu)
+
+
 def _no_float64(position: int) -> Any:
     def supports(*args: Any) -> str | None:
         return "float64 runs on the cpp and reference backends" if args[position].dtype == torch.float64 else None
@@ -210,6 +253,7 @@ _forward_op = Op(
     _backends(reference, "forward", 0),
     _fake,
     kernels="vae/reparameterize",
+    check=_check,
 )
 _backward_op = Op(
     "reparameterize_kl_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor logvar, Tensor? seed, SymInt? samples, "
@@ -217,6 +261,7 @@ _backward_op = Op(
     _backends(_reference_backward, "backward", 2),
     _fake_backward,
     kernels="vae/reparameterize",
+    check=_check_backward,
 )
 _jvp_op = Op(
     "reparameterize_kl_jvp(Tensor mu_tangent, Tensor logvar_tangent, Tensor mu, Tensor logvar, Tensor? seed, "
@@ -225,6 +270,7 @@ _jvp_op = Op(
     _backends(_reference_jvp, "jvp", 2),
     _fake_jvp,
     kernels="vae/reparameterize",
+    check=_check_jvp,
 )
 
 
@@ -460,7 +506,7 @@ def reparameterize(
     """
     mu, logvar = _prepare("reparameterize", mu, logvar)
     if samples is not None:
-        samples = check_count("reparameterize", "samples", samples, 0)
+        samples = check_count("reparameterize", "samples", samples, 0, 2**32)
     offset = check_count("reparameterize", "offset", offset, 0, 2**62)
     return _call(mu, logvar, random.as_seed(seed, mu.device), samples, offset, 0, True, False)
 
@@ -502,7 +548,7 @@ def reparameterize_kl(
     """
     mu, logvar = _prepare("reparameterize_kl", mu, logvar)
     if samples is not None:
-        samples = check_count("reparameterize_kl", "samples", samples, 0)
+        samples = check_count("reparameterize_kl", "samples", samples, 0, 2**32)
     offset = check_count("reparameterize_kl", "offset", offset, 0, 2**62)
     event_dims = _event_dims("reparameterize_kl", mu, event_dims)
     return _call(mu, logvar, random.as_seed(seed, mu.device), samples, offset, event_dims, True, True)

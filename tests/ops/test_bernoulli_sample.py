@@ -112,6 +112,8 @@ def test_nan_is_refused(isa, backend):
             ops.bernoulli_sample(logits)
         with pytest.raises(ValueError, match="NaN"):
             ops.bernoulli_sample(torch.full((2, 3), math.inf), torch.full((3,), -math.inf), out_dtype=torch.bool)
+        with pytest.raises(ValueError, match="NaN"):
+            ops.bernoulli_sample(torch.full((2, 3), math.inf), beta=0.0, out_dtype=torch.bool)
 
 
 def test_nan_comes_out_as_nan_where_it_is_not_refused():
@@ -202,7 +204,8 @@ GOOD = torch.zeros(2, 3)
         (lambda: ops.bernoulli_sample(GOOD, torch.zeros(2)), ValueError, r"bias must have shape \(3,\).*got \(2,\)"),
         (lambda: ops.bernoulli_sample(GOOD, torch.zeros(3).double()), TypeError, "bias must be torch.float32"),
         (lambda: ops.bernoulli_sample(GOOD, torch.zeros(3, device="meta")), ValueError, "bias is on meta"),
-        (lambda: ops.bernoulli_sample(GOOD, beta=math.inf), ValueError, "beta must be finite, got inf"),
+        (lambda: ops.bernoulli_sample(GOOD, beta=math.inf), ValueError, "beta must be finite.*got inf"),
+        (lambda: ops.bernoulli_sample(GOOD, beta=1e39), ValueError, "beta must be finite in the precision"),
         (lambda: ops.bernoulli_sample(GOOD, beta="hot"), TypeError, "beta must be a float, got str"),
         (lambda: ops.bernoulli_sample(GOOD, row_offset=-1), ValueError, "row_offset must be in"),
         (lambda: ops.bernoulli_sample(GOOD, row_offset=2**32 - 1), ValueError, "numbered below 2\\^32"),
