@@ -163,7 +163,8 @@ def test_explain_runs_no_kernel_and_leaves_no_trace(monkeypatch):
     for name in op.backends:
         monkeypatch.setitem(op.backends, name, Backend(lambda *args: pytest.fail("a kernel ran")))
     assert genfast.explain("gaussian_kl", MU, MU).chosen == "cpp"
-    assert _dispatch.recorder() is None and _dispatch._state.explaining == 0
+    assert _dispatch.recorder() is None
+    assert _dispatch._state.explaining == 0
 
 
 def test_explain_refuses_what_it_cannot_explain():
@@ -173,7 +174,8 @@ def test_explain_refuses_what_it_cannot_explain():
         genfast.explain(torch.add, MU, MU)
     with pytest.raises(ValueError, match="logvar has shape"):
         genfast.explain("gaussian_kl", MU, MU[:1])
-    assert _dispatch.recorder() is None and _dispatch._state.explaining == 0
+    assert _dispatch.recorder() is None
+    assert _dispatch._state.explaining == 0
 
 
 # ---- the order on a GPU, with a fake op ------------------------------------------------------------------------------

@@ -401,7 +401,7 @@ GOOD = torch.zeros(2, 3)
         (
             lambda: ops.reparameterize(GOOD, GOOD, samples=-1),
             ValueError,
-            r"samples must be in \[0, 4294967296\), got -1",
+            r"samples must be in \[0, 42.*got -1",
         ),
         (lambda: ops.reparameterize(GOOD, GOOD, samples=1.5), TypeError, "samples must be an int, got float"),
         (lambda: ops.reparameterize(GOOD, GOOD, samples=True), TypeError, "samples must be an int, got bool"),
