@@ -313,7 +313,8 @@ def write_csv(rows: Sequence[Row], path: Path | str, device: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)] + list(facts))
+        names = [field.name for field in dataclasses.fields(Row)] + list(facts)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             values = {key: _rounded(value) for key, value in dataclasses.asdict(row).items()}
