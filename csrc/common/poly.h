@@ -1,5 +1,5 @@
 // Polynomials shared by the CPU and CUDA kernels, lowest order first; fitted and checked by tools/fit_polynomials.py.
-// kernels/triton/noise.py holds the same numbers, and tests/ops/test_noise.py compares the two.
+// kernels/triton/noise.py holds the same numbers, and tests/triton/test_interpreter.py compares them.
 #pragma once
 
 namespace genfast {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +9,6 @@ from scipy import stats
 
 import genfast
 from genfast import ops, random
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Random123's kat_vectors for philox4x32, 10 rounds: counter, key, words.
 KNOWN_ANSWERS = [
@@ -101,19 +96,3 @@ def test_the_instruction_set_can_be_forced(isa):
     assert genfast._native.C.cpu_isa() == isa
     with pytest.raises(ValueError, match="unknown instruction set 'sse9'"):
         genfast._native.C.set_cpu_isa("sse9")
-
-
-def test_triton_keeps_the_same_polynomials():
-    """kernels/triton/noise.py repeats csrc/common/poly.h (all but kExp, for which a GPU has an instruction)."""
-    header = (ROOT / "csrc/common/poly.h").read_text()
-    source = (ROOT / "kernels/triton/noise.py").read_text()
-    for c_name, name in [("kLog1p", "LOG1P"), ("kSin", "SIN"), ("kCos", "COS"), ("kExpm1MinusX", "EXPM1_MINUS_X")]:
-        in_header = re.search(rf"{c_name}\[\] = \{{(.*?)\}}", header, re.DOTALL)
-        in_source = re.search(rf"^{name} = tl\.constexpr\(\s*\((.*?)\)", source, re.DOTALL | re.MULTILINE)
-        assert in_header, c_name
-        assert in_source, name
-        numbers = [
-            [float(x.strip().rstrip("f")) for x in found.group(1).split(",") if x.strip()]
-            for found in (in_header, in_source)
-        ]
-        assert numbers[0] == numbers[1]
