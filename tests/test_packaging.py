@@ -140,18 +140,35 @@ class TestWheel:
 
 @needs_cmake
 class TestCudaOption:
-    def configure(self, folder: Path, value: str) -> subprocess.CompletedProcess[str]:
-        command = ("cmake", "-S", ROOT, "-B", folder, f"-DGENFAST_CUDA={value}")
-        return run(*command, cwd=folder, check=False, CUDACXX=str(folder / "no-such-nvcc"))
+    def configure(self, folder: Path, value: str, nvcc: str = "no-such-nvcc") -> subprocess.CompletedProcess[str]:
+        command = ("cmake", "-S", ROOT, "-B", folder / "build", f"-DGENFAST_CUDA={value}")
+        return run(*command, cwd=folder, check=False, CUDACXX=str(folder / nvcc))
 
     def test_on_without_a_compiler_is_a_clear_error(self, tmp_path):
         done = self.configure(tmp_path, "ON")
         assert done.returncode != 0
         message = " ".join(done.stderr.split())
-        assert "GENFAST_CUDA=ON but no CUDA compiler was found: put nvcc on the PATH" in message
+        assert "GENFAST_CUDA=ON but no suitable CUDA compiler was found: put nvcc 12 or newer on the PATH" in message
 
     def test_auto_without_a_compiler_builds_for_the_cpu(self, tmp_path):
         assert self.configure(tmp_path, "AUTO").returncode == 0
+
+    @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+    def test_an_older_compiler_builds_what_it_knows(self, tmp_path):
+        """A wrapper that knows compute capability 80 and 90 only, and refuses the others as an old nvcc does."""
+        nvcc = tmp_path / "nvcc"
+        nvcc.write_text(
+            "#!/bin/sh\n"
+            'case "$*" in --list-gpu-arch) echo compute_80; echo compute_90; exit;; esac\n'
+            'case "$*" in *_100*|*_120*) echo Unsupported gpu architecture >&2; exit 1;; esac\n'
+            f'exec {shutil.which("nvcc")} "$@"\n'
+        )
+        nvcc.chmod(0o755)
+        done = self.configure(tmp_path, "AUTO", "nvcc")
+        assert done.returncode == 0, done.stderr
+        assert "does not know compute capability 120: left out" in done.stdout
+        cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
+        assert "GENFAST_CUDA:STRING=AUTO" in cache
 
     def test_another_value_is_refused(self, tmp_path):
         done = self.configure(tmp_path, "maybe")
