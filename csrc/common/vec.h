@@ -32,11 +32,6 @@ GENFAST_INLINE float scalar_from_bits(uint32_t bits) {
   memcpy(&x, &bits, sizeof x);
   return x;
 }
-GENFAST_INLINE uint32_t bits_from_scalar(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
 
 GENFAST_INLINE void store_bits16(uint16_t* out, VecU x) { store_low16(out, x); }
 

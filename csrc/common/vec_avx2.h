@@ -71,7 +71,6 @@ GENFAST_OP Mask equal(VecU a, VecU b) { return {_mm256_castsi256_ps(_mm256_cmpeq
 GENFAST_OP Mask is_nan(VecF a) { return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)}; }
 GENFAST_OP Mask sign_bit(VecU a) { return {_mm256_castsi256_ps(a.v)}; }  // only for select
 GENFAST_OP Mask either(Mask a, Mask b) { return {_mm256_or_ps(a.v, b.v)}; }
-GENFAST_OP Mask both(Mask a, Mask b) { return {_mm256_and_ps(a.v, b.v)}; }
 GENFAST_OP Mask no_lane() { return {_mm256_setzero_ps()}; }
 GENFAST_OP bool any(Mask a) { return _mm256_movemask_ps(a.v) != 0; }
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }

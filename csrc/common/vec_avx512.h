@@ -70,7 +70,6 @@ GENFAST_OP Mask equal(VecU a, VecU b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v
 GENFAST_OP Mask is_nan(VecF a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
 GENFAST_OP Mask sign_bit(VecU a) { return {_mm512_movepi32_mask(a.v)}; }  // only for select
 GENFAST_OP Mask either(Mask a, Mask b) { return {static_cast<__mmask16>(a.v | b.v)}; }
-GENFAST_OP Mask both(Mask a, Mask b) { return {static_cast<__mmask16>(a.v & b.v)}; }
 GENFAST_OP Mask no_lane() { return {0}; }
 GENFAST_OP bool any(Mask a) { return a.v != 0; }
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }

@@ -59,7 +59,6 @@ GENFAST_OP Mask equal(VecU a, VecU b) { Mask r; GENFAST_LANES r.v[i] = a.v[i] ==
 GENFAST_OP Mask is_nan(VecF a) { Mask r; GENFAST_LANES r.v[i] = a.v[i] != a.v[i]; return r; }
 GENFAST_OP Mask sign_bit(VecU a) { Mask r; GENFAST_LANES r.v[i] = (a.v[i] >> 31) != 0; return r; }  // only for select
 GENFAST_OP Mask either(Mask a, Mask b) { GENFAST_LANES a.v[i] = a.v[i] || b.v[i]; return a; }
-GENFAST_OP Mask both(Mask a, Mask b) { GENFAST_LANES a.v[i] = a.v[i] && b.v[i]; return a; }
 GENFAST_OP Mask no_lane() { Mask r; GENFAST_LANES r.v[i] = false; return r; }
 GENFAST_OP bool any(Mask a) { bool r = false; GENFAST_LANES r = r || a.v[i]; return r; }
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { GENFAST_LANES a.v[i] = m.v[i] ? a.v[i] : b.v[i]; return a; }
