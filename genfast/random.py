@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["as_seed", "normal", "philox", "rbm_uniform", "uniform"]
+__all__ = ["as_seed", "normal", "philox", "rbm_normal", "rbm_uniform", "uniform"]
 
 TENSOR_NORMAL = 1
 TENSOR_UNIFORM = 2
 RBM_UNIT = 3
 ATTENTION_DROPOUT = 4
+RBM_NORMAL = 5
+RBM_SWAP = 6
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -98,6 +100,14 @@ def _window(values: torch.Tensor, count: Any, offset: Any) -> torch.Tensor:
     return values.reshape(-1)[skipped : skipped + count]
 
 
+def _box_muller(words: torch.Tensor) -> torch.Tensor:
+    """Standard normals [..., pairs, 2], float64, of words [..., 2 pairs]."""
+    wide = words.to(torch.float64)
+    radius = torch.sqrt(-2.0 * torch.log((wide[..., 0::2] + 1.0) * 2.0**-32))
+    angle = wide[..., 1::2] * (2.0 * math.pi * 2.0**-32)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+
+
 def uniform(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -> torch.Tensor:
     """The uniforms in [0, 1) at indices offset ... offset + count - 1, float32, equal bit for bit on every backend.
 
@@ -116,15 +126,28 @@ def normal(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) ->
         >>> torch.equal(normal(7, torch.tensor(1), offset=3), normal(10, torch.tensor(1))[3:])
         True
     """
-    words = _tensor_words(count, seed, offset, step, TENSOR_NORMAL).to(torch.float64)
-    radius = torch.sqrt(-2.0 * torch.log((words[:, 0::2] + 1.0) * 2.0**-32))
-    angle = words[:, 1::2] * (2.0 * math.pi * 2.0**-32)
-    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return _window(pairs, count, offset)
+    return _window(_box_muller(_tensor_words(count, seed, offset, step, TENSOR_NORMAL)), count, offset)
+
+
+def _rbm_words(
+    chains: int, units: int, seed: torch.Tensor, row_offset: int, col_offset: int, step: int, stream: int
+) -> torch.Tensor:
+    """Words [chains, groups, 4] of the groups of four units that cover col_offset ... col_offset + units - 1."""
+    first = col_offset // 4
+    group = torch.arange(0, (col_offset + units + 3) // 4 - first, device=seed.device) + first
+    chain = (torch.arange(0, chains, device=seed.device) + row_offset).unsqueeze(1)
+    return torch.stack(philox(group.unsqueeze(0), chain & _MASK, step, stream, seed), dim=-1)
 
 
 def rbm_uniform(
-    chains: int, units: int, seed: torch.Tensor, *, row_offset: int = 0, col_offset: int = 0, step: int = 0
+    chains: int,
+    units: int,
+    seed: torch.Tensor,
+    *,
+    row_offset: int = 0,
+    col_offset: int = 0,
+    step: int = 0,
+    stream: int = RBM_UNIT,
 ) -> torch.Tensor:
     """The uniforms [chains, units] of one Gibbs half-step, float32, equal bit for bit on every backend.
 
@@ -133,9 +156,21 @@ def rbm_uniform(
         >>> torch.equal(rbm_uniform(2, 4, torch.tensor(5), row_offset=1, col_offset=3, step=2), whole[1:, 3:7])
         True
     """
-    first = col_offset // 4
-    group = torch.arange(0, (col_offset + units + 3) // 4 - first, device=seed.device) + first
-    chain = (torch.arange(0, chains, device=seed.device) + row_offset).unsqueeze(1)
-    words = torch.stack(philox(group.unsqueeze(0), chain & _MASK, step, RBM_UNIT, seed), dim=-1)
+    words = _rbm_words(chains, units, seed, row_offset, col_offset, step, stream)
     skipped = col_offset % 4
     return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(chains, -1)[:, skipped : skipped + units]
+
+
+def rbm_normal(
+    chains: int, units: int, seed: torch.Tensor, *, row_offset: int = 0, col_offset: int = 0, step: int = 0
+) -> torch.Tensor:
+    """The standard normals [chains, units] of one Gibbs half-step, float64, by Box-Muller.
+
+    Examples:
+        >>> whole = rbm_normal(3, 9, torch.tensor(5), step=2)
+        >>> torch.equal(rbm_normal(2, 4, torch.tensor(5), row_offset=1, col_offset=3, step=2), whole[1:, 3:7])
+        True
+    """
+    pairs = _box_muller(_rbm_words(chains, units, seed, row_offset, col_offset, step, RBM_NORMAL))
+    skipped = col_offset % 4
+    return pairs.reshape(chains, -1)[:, skipped : skipped + units]

@@ -5,7 +5,7 @@
 //
 //   layout          c0                 c1                  c2                      c3                 word
 //   tensor          low(index / 4)     high(index / 4)     step                    kTensor*           index % 4
-//   RBM unit        unit / 4           global chain        Gibbs half-step         kRbmUnit           unit % 4
+//   RBM unit        unit / 4           global chain        Gibbs half-step         kRbm*              unit % 4
 //   attention       column / 8         row                 batch * heads + head    kAttentionDropout  16-bit lane
 //   column % 8
 //
@@ -32,6 +32,8 @@ enum Stream : uint32_t {
   kTensorUniform = 2,
   kRbmUnit = 3,
   kAttentionDropout = 4,
+  kRbmNormal = 5,
+  kRbmSwap = 6,
 };
 
 constexpr uint32_t kMultiplier0 = 0xD2511F53u;

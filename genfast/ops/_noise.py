@@ -7,7 +7,7 @@ import torch
 from genfast import random
 from genfast._op import Backend, Op
 
-__all__ = ["normal", "rbm_uniform"]
+__all__ = ["normal", "rbm_normal", "rbm_uniform"]
 
 normal = Op(
     "philox_normal(Tensor seed, SymInt count, SymInt offset, SymInt step) -> Tensor",
@@ -26,5 +26,18 @@ rbm_uniform = Op(
         )
     },
     lambda seed, chains, units, *_: seed.new_empty((chains, units), dtype=torch.float32),
+    internal=True,
+)
+rbm_normal = Op(
+    "philox_rbm_normal(Tensor seed, SymInt chains, SymInt units, SymInt row_offset, SymInt col_offset, SymInt step) "
+    "-> Tensor",
+    {
+        "reference": Backend(
+            lambda seed, chains, units, row_offset, col_offset, step: random.rbm_normal(
+                chains, units, seed, row_offset=row_offset, col_offset=col_offset, step=step
+            )
+        )
+    },
+    lambda seed, chains, units, *_: seed.new_empty((chains, units), dtype=torch.float64),
     internal=True,
 )

@@ -1,0 +1,163 @@
+"""One half of a Gibbs step: product, bias, activation and sample in one pass; docs/kernels/rbm_half_step.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genfast import random
+from genfast._op import Backend, Op
+from genfast.ops._rbm_common import (
+    checked_beta,
+    checked_logvar,
+    checked_parameters,
+    checked_position,
+    checked_precision,
+    checked_states,
+    constant,
+    product,
+)
+from genfast.ops._rbm_units import GAUSSIAN, parse_units, sample, wide
+
+__all__ = ["rbm_half_step", "reference"]
+
+Tensor = torch.Tensor
+
+OUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool)
+
+
+def reference_logits(
+    x: Tensor, W: Tensor, bias: Tensor | None, logvar: Tensor | None, up: bool, precision: str
+) -> Tensor:
+    """Inputs [rows, N] of the units on the other side, in the arithmetic's dtype."""
+    dtype = wide(W.dtype)
+    weights, x = W.to(dtype), x.to(dtype)
+    if up and logvar is not None:
+        weights = weights * torch.exp(-logvar.to(dtype)).unsqueeze(1)
+    logits = product(x, weights if up else weights.T, precision)
+    return logits if bias is None else logits + bias.to(dtype)
+
+
+def beta_column(beta: Tensor | None, like: Tensor) -> Any:
+    """beta as it multiplies inputs [rows, N]."""
+    return 1.0 if beta is None else beta.to(like.dtype).reshape(-1, 1)
+
+
+def reference(
+    x: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    logvar: Tensor | None,
+    beta: Tensor | None,
+    seed: Tensor,
+    up: bool,
+    units: str,
+    precision: str,
+    chain_offset: int,
+    step: int,
+    sample_dtype: torch.dtype,
+    return_mean: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(state, mean) by the plain formulas, x [rows, units]: the oracle of every backend."""
+    logits = reference_logits(x, W, bias, logvar, up, precision)
+    kind = parse_units("rbm_half_step", "hidden" if up else "visible", units, logits.shape[1])
+    variance = None if up or kind.kind != GAUSSIAN else logvar
+    state, mean = sample(logits, kind, beta_column(beta, logits), variance, seed, chain_offset, step)
+    refuse_nan("rbm_half_step", state)
+    return state.to(sample_dtype), mean.to(W.dtype) if return_mean else None
+
+
+def refuse_nan(op: str, states: Tensor) -> None:
+    """``ValueError`` where states on the CPU hold NaN or infinity; a GPU is not waited for."""
+    if states.is_cpu and not bool(torch.isfinite(states).all()):
+        raise ValueError(f"{op}: NaN or infinity in the states, the weights or the biases")
+
+
+def _fake(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset, step, sample_dtype, return_mean):  # type: ignore[no-untyped-def]
+    shape = (x.shape[0], W.shape[1 if up else 0])
+    state = W.new_empty(shape, dtype=sample_dtype)
+    return state, W.new_empty(shape) if return_mean else W.new_empty(0)
+
+
+_op = Op(
+    "rbm_half_step(Tensor x, Tensor W, Tensor? bias, Tensor? logvar, Tensor? beta, Tensor seed, bool up, str units, "
+    "str precision, SymInt chain_offset, SymInt step, ScalarType sample_dtype, bool return_mean) "
+    "-> (Tensor state, Tensor mean)",
+    {"reference": Backend(reference)},
+    _fake,
+    kernels="rbm/rbm_half_step",
+)
+_call = constant(_op, "a sample")
+
+
+def rbm_half_step(
+    x: Tensor,
+    W: Tensor,
+    bias: Tensor | None = None,
+    *,
+    to: str = "hidden",
+    units: str = "bernoulli",
+    logvar: Tensor | None = None,
+    beta: float | Tensor | None = None,
+    precision: str = "fp32",
+    seed: int | Tensor | None = None,
+    chain_offset: int = 0,
+    step: int = 0,
+    out_dtype: torch.dtype | None = None,
+    return_mean: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Draws the units of one side of an RBM given the other side: a matrix product and its sampling in one pass.
+
+    **Not differentiable**: asking for a gradient through the result raises.
+
+    Args:
+        x: states of the given side, [..., V] for ``to="hidden"``, [..., H] for ``to="visible"``; floating-point, uint8
+            or bool. Leading dimensions are flattened to chains.
+        W: weights [V, H], float32, float64, bfloat16 or float16.
+        bias: of the drawn side, [H] or [V], in W's dtype, or None.
+        to: ``"hidden"`` or ``"visible"``: the side to draw.
+        units: kind of the drawn units: ``"bernoulli"``, ``"gaussian"``, ``"softmax:K"``, for hidden ones also
+            ``"relu"``.
+        logvar: log variances [V] of Gaussian visible units, whichever side is drawn; None for variance 1.
+        beta: inverse temperature, a number or one a chain [chains]; None for 1.
+        precision: of the product: ``"fp32"``; ``"bf16"``, operands rounded to bfloat16, float32 sums; ``"split"``,
+            bfloat16 products whose sum is as exact as float32's.
+        seed: int or 0-d int64 tensor; None draws it from torch's default generator.
+        chain_offset: global index of the first chain.
+        step: Gibbs half-step, below 2^32; another step draws other noise under the same seed.
+        out_dtype: dtype of the states; None: W's. uint8 and bool hold 0/1 states only.
+        return_mean: also return the mean given x: the probability of 0/1 states, in W's dtype.
+
+    Returns:
+        States [..., N], or (states, means).
+
+    Raises:
+        RuntimeError: when a derivative is asked for.
+        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) NaN or infinity.
+
+    Examples:
+        >>> W, bias = torch.zeros(4, 3), torch.tensor([-100.0, 0.0, 100.0])
+        >>> rbm_half_step(torch.ones(1000, 4), W, bias, seed=1).mean(0).round(decimals=1)
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    name = "rbm_half_step"
+    if to not in ("hidden", "visible"):
+        raise ValueError(f"{name}: to must be 'hidden' or 'visible', got {to!r}")
+    up = to == "hidden"
+    checked_parameters(name, W, None if up else bias, bias if up else None, x if isinstance(x, Tensor) else None)
+    x = checked_states(name, "x", x, W.shape[0 if up else 1])
+    count = W.shape[1 if up else 0]
+    kind = parse_units(name, to, units, count)
+    rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+    dtype = W.dtype if out_dtype is None else out_dtype
+    if dtype not in OUT_DTYPES or (kind.kind in (1, 3) and not dtype.is_floating_point):
+        raise TypeError(f"{name}: out_dtype {dtype} does not hold {units} states; choose a floating-point dtype")
+    chain_offset, step = checked_position(name, rows.shape[0], chain_offset, step, 1)
+    state, mean = _call(
+        rows, W, bias, checked_logvar(name, logvar, W), checked_beta(name, beta, rows.shape[0], W),
+        random.as_seed(seed, W.device), up, units, checked_precision(name, precision), chain_offset, step, dtype,
+        return_mean,
+    )  # fmt: skip
+    shape = (*x.shape[:-1], count)
+    return (state.view(shape), mean.view(shape)) if return_mean else state.view(shape)
