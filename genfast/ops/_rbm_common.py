@@ -144,6 +144,6 @@ def checked_position(op: str, chains: Any, offset: Any, step: Any, half_steps: A
         raise ValueError(f"{op}: chains are numbered below 2^32; {chains} chains from {offset} on pass it")
     if step + half_steps > HALF_STEPS:
         raise ValueError(
-            f"{op}: half-steps are numbered below 2^32; {half_steps} from step {step} on pass it. Go on under another seed"
+            f"{op}: half-steps are numbered below 2^32; {half_steps} from step {step} on pass it; take another seed"
         )
     return offset, step

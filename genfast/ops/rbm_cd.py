@@ -29,7 +29,7 @@ Tensor = torch.Tensor
 class RBMGradients(NamedTuple):
     """What ``rbm_cd`` returns; gradients are those of the mean negative log-likelihood, to descend."""
 
-    dW: Tensor  # [V, H]
+    dW: Tensor  # [V, H]  # noqa: N815
     db: Tensor  # [V]
     dc: Tensor  # [H]
     chains: Tensor  # visible states after the steps, [N, V]
