@@ -13,9 +13,10 @@ namespace genfast {
 // would wait for them for ever. Work then runs on the calling thread.
 bool in_forked_process();
 
-// Calls body(begin, end) on contiguous parts of [0, count), at most `threads` of them.
+// Calls body(slot, begin, end) on contiguous parts of [0, count), at most `threads` of them; no two that run at the same
+// time have the same slot, a number below `threads`.
 template <typename Body>
-void parallel_for(int64_t count, int threads, const Body& body) {
+void parallel_slots(int64_t count, int threads, const Body& body) {
   if (count <= 0) return;
   const int64_t parts = threads < count ? threads : count;
 #if defined(_OPENMP)
@@ -26,12 +27,18 @@ void parallel_for(int64_t count, int threads, const Body& body) {
       const int64_t part = omp_get_thread_num();
       const int64_t begin = count * part / team;
       const int64_t end = count * (part + 1) / team;
-      if (begin < end) body(begin, end);
+      if (begin < end) body(part, begin, end);
     }
     return;
   }
 #endif
-  body(static_cast<int64_t>(0), count);
+  body(static_cast<int64_t>(0), static_cast<int64_t>(0), count);
+}
+
+// The same without the slot.
+template <typename Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+  parallel_slots(count, threads, [&](int64_t, int64_t begin, int64_t end) { body(begin, end); });
 }
 
 }  // namespace genfast

@@ -57,6 +57,17 @@ GENFAST_INLINE VecF sigmoid(VecF x) {
   return select(less(x, broadcast(-87.33f)), broadcast(0.0f), p);
 }
 
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|); NaN stays.
+GENFAST_INLINE VecF softplus(VecF x) {
+  const VecF one = broadcast(1.0f), zero = broadcast(0.0f);
+  const VecF y = exp_bounded(zero - abs(x));  // in (0, 1]; below e^-87 it does not count
+  // 1 + y in [1, 2]: halved above sqrt(2), without rounding.
+  const Mask low = less(y, broadcast(0.41421354f));
+  const VecF s = select(low, y, (y - one) * broadcast(0.5f));
+  const VecF log = fma(s * s, fma(s, horner(s, poly::kLog1p), broadcast(-0.5f)), s);
+  return max(zero, x) + (log + select(low, zero, broadcast(poly::kLn2)));
+}
+
 // sqrt(-2 ln((a + 1) 2^-32)). The signed integer a + 1 is a + 1 itself below 2^31 and minus the distance to 2^32 above,
 // so that one conversion serves both ends: near 1 the logarithm is taken of 1 + s with s rounded once.
 GENFAST_INLINE VecF radius(VecU a) {
@@ -91,18 +102,31 @@ GENFAST_INLINE void cos_sin(VecU b, VecF* cosine, VecF* sine) {
 // Elements that one call of philox_lanes makes.
 constexpr int kBatch = 4 * kWidth;
 
-// Normals of tensor indices 4 group ... 4 group + count - 1 into out, which has room for count rounded up to kBatch.
+// Words of a run of counter groups: batch i of kBatch words starts at group i * kWidth.
+struct TensorLayout {
+  uint64_t group;
+  uint32_t step;
+  inline __attribute__((always_inline)) void words(int64_t batch, const RoundKeys& keys, VecU out[4]) const {
+    philox_lanes(group + static_cast<uint64_t>(batch * kWidth), 0, true, step, philox::kTensorNormal, keys, out);
+  }
+};
+struct RbmLayout {
+  uint32_t group, chain, step, stream;
+  inline __attribute__((always_inline)) void words(int64_t batch, const RoundKeys& keys, VecU out[4]) const {
+    philox_lanes(group + static_cast<uint32_t>(batch * kWidth), chain, false, step, stream, keys, out);
+  }
+};
+
+// The first `count` normals of a layout into out, which has room for count rounded up to kBatch.
 // All words come first: the integer rounds of one batch then overlap with those of the next.
-static void fill_normals(float* out, uint64_t group, int64_t count, uint32_t step, uint64_t seed) {
+template <typename Layout>
+GENFAST_INLINE void fill_normals_of(const Layout& layout, float* out, int64_t count, const RoundKeys& keys) {
   constexpr int64_t kBatches = 10;
   VecU words[kBatches][4];
-  RoundKeys keys;
-  make_round_keys(seed, &keys);
-  while (count > 0) {
-    const int64_t left = (count + kBatch - 1) / kBatch, batches = left < kBatches ? left : kBatches;
-    for (int64_t i = 0; i < batches; ++i, group += kWidth) {
-      philox_lanes(group, 0, true, step, philox::kTensorNormal, keys, words[i]);
-    }
+  const int64_t all = (count + kBatch - 1) / kBatch;
+  for (int64_t done = 0; done < all; done += kBatches) {
+    const int64_t batches = all - done < kBatches ? all - done : kBatches;
+    for (int64_t i = 0; i < batches; ++i) layout.words(done + i, keys, words[i]);
     for (int64_t i = 0; i < batches; ++i, out += kBatch) {
       VecF normals[4];
       for (int pair = 0; pair < 4; pair += 2) {
@@ -114,17 +138,29 @@ static void fill_normals(float* out, uint64_t group, int64_t count, uint32_t ste
       }
       interleave4(normals, out);
     }
-    count -= batches * kBatch;
   }
 }
 
-// Uniforms of units 4 group ... 4 group + count - 1 of one chain, likewise.
-static void fill_rbm_uniforms(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed) {
+// Normals of tensor indices 4 group ... 4 group + count - 1.
+static void fill_normals(float* out, uint64_t group, int64_t count, uint32_t step, uint64_t seed) {
   RoundKeys keys;
   make_round_keys(seed, &keys);
-  for (int64_t done = 0; done < count; done += kBatch, group += kWidth) {
+  fill_normals_of(TensorLayout{group, step}, out, count, keys);
+}
+
+// Normals of units 4 group ... 4 group + count - 1 of one chain.
+static void fill_rbm_normals(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step,
+                             const RoundKeys& keys) {
+  fill_normals_of(RbmLayout{group, chain, step, philox::kRbmNormal}, out, count, keys);
+}
+
+// Uniforms of units 4 group ... 4 group + count - 1 of one chain, likewise.
+static void fill_rbm_uniforms(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step,
+                              const RoundKeys& keys) {
+  const RbmLayout layout = {group, chain, step, philox::kRbmUnit};
+  for (int64_t done = 0; done < count; done += kBatch) {
     VecU words[4];
-    philox_lanes(group, chain, false, step, philox::kRbmUnit, keys, words);
+    layout.words(done / kBatch, keys, words);
     VecF uniforms[4];
     for (int w = 0; w < 4; ++w)
       uniforms[w] = float_from_int(shift_right<8>(words[w])) * broadcast(5.9604644775390625e-8f);

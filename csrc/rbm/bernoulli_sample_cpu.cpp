@@ -34,12 +34,14 @@ bool piece(const BernoulliSample& args, int64_t row, int64_t begin, int64_t end)
   const VecF beta = broadcast(static_cast<float>(args.beta)), zero = broadcast(0.0f), one = broadcast(1.0f);
   const uint32_t chain = static_cast<uint32_t>(args.row_offset + row), step = static_cast<uint32_t>(args.step);
   float room[kBlock + 4 + kBatch];
+  RoundKeys keys;
+  make_round_keys(args.seed, &keys);
   Mask nan = no_lane();
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t count = end - at < kBlock ? end - at : kBlock;
     const uint64_t unit = static_cast<uint64_t>(args.col_offset + at);
     const int64_t skipped = static_cast<int64_t>(unit & 3);
-    fill_rbm_uniforms(room, static_cast<uint32_t>(unit >> 2), skipped + count, chain, step, args.seed);
+    fill_rbm_uniforms(room, static_cast<uint32_t>(unit >> 2), skipped + count, chain, step, keys);
     const float* uniforms = room + skipped;
     for (int64_t i = 0; i < count; i += kWidth) {
       VecF x = load_upto(logits + at + i, count - i);

@@ -9,6 +9,8 @@ import torch
 from genfast import random
 from genfast._checks import check_count, check_float_tensor, shape_of
 from genfast._op import Backend, Op
+from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import rbm_cd as native
 from genfast.ops._rbm_common import (
     checked_logvar,
     checked_parameters,
@@ -19,7 +21,7 @@ from genfast.ops._rbm_common import (
 )
 from genfast.ops._rbm_units import GAUSSIAN, log_partition, mean, parse_units, sample, visible_energy, wide
 from genfast.ops.rbm_gibbs import check_pair
-from genfast.ops.rbm_half_step import reference_logits, refuse_nan
+from genfast.ops.rbm_half_step import gpu_obstacle, reference_logits, refuse_nan
 
 __all__ = ["RBMGradients", "rbm_cd", "reference"]
 
@@ -125,12 +127,26 @@ def _fake(v: Tensor, W: Tensor, b: Tensor, c: Tensor, chains: Tensor | None, *_:
     )  # fmt: skip
 
 
+def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
+    return gpu_obstacle(W, rest[8:10])
+
+
+def _cpp_supports(*args: Any) -> str | None:
+    if args[13]:
+        return "sample_hidden runs on the reference backend"
+    return cpu.supports(args[1], args[11])
+
+
 _op = Op(
     "rbm_cd(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? chains, Tensor? logvar, Tensor? visible_offset, "
     "Tensor? hidden_offset, Tensor seed, int k, str visible, str hidden, str precision, bool sample_hidden, "
     "SymInt chain_offset, SymInt step) "
     "-> (Tensor dW, Tensor db, Tensor dc, Tensor chains, Tensor statistics, Tensor hidden_mean)",
-    {"reference": Backend(reference)},
+    {
+        "triton": Backend(native.triton, _gpu_supports),
+        "cpp": Backend(cpu.cd, _cpp_supports),
+        "reference": Backend(reference),
+    },
     _fake,
     kernels="rbm/rbm_cd",
 )

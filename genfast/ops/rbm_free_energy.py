@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from genfast._op import Backend, Formula, Op, differentiable
+from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import rbm_free_energy as native
 from genfast.ops._rbm_common import checked_logvar, checked_parameters, checked_states
 from genfast.ops._rbm_units import log_partition, mean, parse_units, visible_energy, wide
 from genfast.ops.rbm_gibbs import check_pair
-from genfast.ops.rbm_half_step import reference_logits
+from genfast.ops.rbm_half_step import gpu_obstacle, reference_logits
 
 __all__ = ["reference", "rbm_free_energy"]
 
@@ -31,9 +33,21 @@ def _fake(v, W, b, c, logvar, visible, hidden):  # type: ignore[no-untyped-def]
     return W.new_empty(v.shape[0], dtype=wide(W.dtype))
 
 
+def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
+    return gpu_obstacle(W, rest[-1:])
+
+
+def _cpp_supports(v, W, b, c, logvar, visible, hidden):  # type: ignore[no-untyped-def]
+    return cpu.supports(W, hidden)
+
+
 _op = Op(
     "rbm_free_energy(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? logvar, str visible, str hidden) -> Tensor",
-    {"reference": Backend(reference)},
+    {
+        "triton": Backend(native.triton, _gpu_supports),
+        "cpp": Backend(cpu.free_energy, _cpp_supports),
+        "reference": Backend(reference),
+    },
     _fake,
     kernels="rbm/rbm_free_energy",
 )

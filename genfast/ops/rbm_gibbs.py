@@ -9,6 +9,8 @@ import torch
 from genfast import random
 from genfast._checks import check_count, shape_of
 from genfast._op import Backend, Op
+from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import rbm_gibbs as native
 from genfast.ops._rbm_common import (
     checked_beta,
     checked_logvar,
@@ -19,7 +21,7 @@ from genfast.ops._rbm_common import (
     constant,
 )
 from genfast.ops._rbm_units import GAUSSIAN, RELU, parse_units, sample
-from genfast.ops.rbm_half_step import beta_column, reference_logits, refuse_nan
+from genfast.ops.rbm_half_step import beta_column, gpu_obstacle, reference_logits, refuse_nan
 
 __all__ = ["GibbsResult", "rbm_gibbs", "reference"]
 
@@ -73,11 +75,23 @@ def _fake(v, W, b, c, logvar, beta, clamp, seed, k, visible, hidden, precision, 
     return W.new_empty((chains, W.shape[0])), W.new_empty((chains, W.shape[1])) if k > 0 else W.new_empty(0)
 
 
+def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
+    return gpu_obstacle(W, rest[7:9])
+
+
+def _cpp_supports(v, W, b, c, logvar, beta, clamp, seed, k, visible, hidden, *rest):  # type: ignore[no-untyped-def]
+    return cpu.supports(W, hidden)
+
+
 _op = Op(
     "rbm_gibbs(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? logvar, Tensor? beta, Tensor? clamp, Tensor seed, "
     "int k, str visible, str hidden, str precision, SymInt chain_offset, SymInt step) "
     "-> (Tensor visible, Tensor hidden)",
-    {"reference": Backend(reference)},
+    {
+        "triton": Backend(native.triton, _gpu_supports),
+        "cpp": Backend(cpu.gibbs, _cpp_supports),
+        "reference": Backend(reference),
+    },
     _fake,
     kernels="rbm/rbm_gibbs",
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from genfast import random
 from genfast._op import Backend, Op
+from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import rbm_half_step as native
 from genfast.ops._rbm_common import (
     checked_beta,
     checked_logvar,
@@ -80,11 +83,35 @@ def _fake(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset, st
     return state, W.new_empty(shape) if return_mean else W.new_empty(0)
 
 
+def gpu_obstacle(W: Tensor, units: Sequence[str], dtype: torch.dtype | None = None) -> str | None:
+    """Why the GPU kernels cannot compute with ``units`` or store states in ``dtype``."""
+    if torch.float64 in (W.dtype, dtype):
+        return "float64 runs on the cpp and reference backends"
+    for name in units:
+        if name not in ("bernoulli", "gaussian"):
+            return f"the GPU kernels know bernoulli and gaussian units, not {name}"
+    if max(W.shape) > 2**23:
+        return f"the GPU kernels take up to 2^23 units a side, got {max(W.shape)}"
+    return None
+
+
+def _gpu_supports(x: Tensor, W: Tensor, *rest: Any) -> str | None:
+    return gpu_obstacle(W, (rest[5],), rest[9])
+
+
+def _cpp_supports(x, W, bias, logvar, beta, seed, up, units, *rest):  # type: ignore[no-untyped-def]
+    return cpu.supports(W, units)
+
+
 _op = Op(
     "rbm_half_step(Tensor x, Tensor W, Tensor? bias, Tensor? logvar, Tensor? beta, Tensor seed, bool up, str units, "
     "str precision, SymInt chain_offset, SymInt step, ScalarType sample_dtype, bool return_mean) "
     "-> (Tensor state, Tensor mean)",
-    {"reference": Backend(reference)},
+    {
+        "triton": Backend(native.triton, _gpu_supports),
+        "cpp": Backend(cpu.half_step, _cpp_supports),
+        "reference": Backend(reference),
+    },
     _fake,
     kernels="rbm/rbm_half_step",
 )

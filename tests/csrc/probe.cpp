@@ -80,6 +80,22 @@ void from_storage(const uint16_t* x, float* out, int64_t count) {
   }
 }
 
+void run_uniforms(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed) {
+  RoundKeys keys;
+  make_round_keys(seed, &keys);
+  fill_rbm_uniforms(out, group, count, chain, step, keys);
+}
+
+void run_rbm_normals(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed) {
+  RoundKeys keys;
+  make_round_keys(seed, &keys);
+  fill_rbm_normals(out, group, count, chain, step, keys);
+}
+
+void run_softplus(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, softplus(load_upto(x + i, count - i)), count - i);
+}
+
 void run_sums(const float* x, float* sums, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) sums[i / kWidth] = sum(load(x + i));
 }
@@ -95,9 +111,11 @@ void compare(const float* a, const float* b, float* out, int64_t count) {
 const Probe kProbe = {kWidth,
                       run_philox,
                       fill_normals,
-                      fill_rbm_uniforms,
+                      run_uniforms,
+                      run_rbm_normals,
                       run_exp,
                       run_sigmoid,
+                      run_softplus,
                       run_half_expm1_minus,
                       run_half_expm1,
                       run_radius,

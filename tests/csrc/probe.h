@@ -15,8 +15,10 @@ struct Probe {
   // out has room for count rounded up to 4 * width.
   void (*normals)(float* out, uint64_t group, int64_t count, uint32_t step, uint64_t seed);
   void (*uniforms)(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed);
+  void (*rbm_normals)(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed);
   void (*exp)(const float* x, float* out, int64_t count);
   void (*sigmoid)(const float* x, float* out, int64_t count);
+  void (*softplus)(const float* x, float* out, int64_t count);
   void (*half_expm1_minus)(const float* x, float* out, int64_t count);
   void (*half_expm1)(const float* x, float* out, int64_t count);
   void (*radius)(const uint32_t* words, float* out, int64_t count);

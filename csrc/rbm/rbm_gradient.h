@@ -1,0 +1,38 @@
+// The gradient of contrastive divergence from both phases' states, and other sums over rows.
+#pragma once
+
+#include "common/cpu_features.h"
+
+namespace genfast {
+
+// dW = scale (x[0]' h[0] + x[1]' h[1]) - visible_offset dc' - db hidden_offset', where h holds each phase's sign and
+// 1 / rows. Rows of x and h are padded to whole tiles.
+struct RbmGradient {
+  const float* x[2];  // [rows, visible]
+  const float* h[2];  // [rows, hidden]
+  int64_t rows[2];
+  int64_t x_stride, h_stride;
+  int64_t visible, hidden;
+  const float* scale;           // [visible], or null: 1
+  const float* visible_offset;  // [visible], or null: 0
+  const float* hidden_offset;   // [hidden], or null: 0
+  const float* db;              // [visible]
+  const float* dc;              // [hidden]
+  float* dW;                    // [visible, hidden]
+};
+
+// Rows [begin, end) of dW.
+GENFAST_DECLARE_PER_ISA(void, rbm_gradient_rows, (const RbmGradient&, int64_t begin, int64_t end, float* scratch))
+
+// out[column] = scale * the sum over rows of x[row, column], for columns [begin, end), begin a multiple of 16;
+// added to out where `add`.
+GENFAST_DECLARE_PER_ISA(void, rbm_column_sums,
+                        (const float* x, int64_t stride, int64_t rows, int64_t begin, int64_t end, float scale,
+                         bool add, float* out))
+
+// E_v of each row: -x'b, or, where inverse_variance is not null, (x - b)'(x - b) / (2 sigma^2).
+GENFAST_DECLARE_PER_ISA(void, rbm_visible_energy,
+                        (const float* x, int64_t stride, int64_t rows, int64_t visible, const float* b,
+                         const float* inverse_variance, double* out))
+
+}  // namespace genfast

@@ -1,0 +1,59 @@
+// Half of a Gibbs step for a block of chains, on one thread: product, then the conditional of each unit while its inputs
+// are in cache. What the ops rbm_half_step, rbm_gibbs, rbm_cd, rbm_free_energy and rbm_ais are made of.
+#pragma once
+
+#include "common/cpu_features.h"
+#include "common/dtype.h"
+
+namespace genfast {
+
+enum class UnitKind : int32_t { kBernoulli = 0, kGaussian = 1, kSoftmax = 2 };
+
+// How the units of one side are drawn, given the other side.
+struct RbmSide {
+  UnitKind kind;
+  int64_t categories;      // K of softmax units, else 1
+  int64_t units, depth;    // N units here, K units on the other side
+  bool rounded;            // states of the other side, to bfloat16 (the panels are already)
+  const float* panels;     // weights [depth, units], packed (common/gemm/pack.h)
+  const float* bias;       // [units], padded with zeros to whole tiles
+  const float* deviation;  // sigma [units], padded likewise, or null: 1
+};
+
+// Row r is chain `chain + r`. All pointers to rows of units are padded to whole tiles. Null: not wanted.
+struct RbmRows {
+  const RbmSide* side;
+  int64_t rows;
+  const float* x;  // states of the other side
+  int64_t x_stride;
+  const float* beta;  // inverse temperature of row r at beta[r * beta_stride], or null: 1
+  int64_t beta_stride;
+  uint64_t seed;
+  uint32_t chain, step;
+  float* state;
+  int64_t state_stride;
+  float* mean;  // mean given x, times mean_scale
+  int64_t mean_stride;
+  float mean_scale;
+  double* log_partition;  // [rows], sum over units of the log of the sum over states of e^(-beta E)
+  const float* target;    // squared_error[row] = |target - mean|^2
+  int64_t target_stride;
+  double* squared_error;
+};
+
+// Floats of scratch that `rows` rows of a side need; the side's pointers are not looked at.
+GENFAST_DECLARE_PER_ISA(int64_t, rbm_rows_scratch, (const RbmSide&, int64_t rows))
+
+// Returns whether any unit's input was NaN.
+GENFAST_DECLARE_PER_ISA(bool, rbm_rows, (const RbmRows&, float* scratch))
+
+// Rows between float32 buffers and tensors of any type, [rows, columns] with strides in elements.
+// The first returns whether a value was NaN or infinite.
+GENFAST_DECLARE_PER_ISA(bool, rbm_load_rows,
+                        (DType dtype, const void* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                         int64_t columns))
+GENFAST_DECLARE_PER_ISA(void, rbm_store_rows,
+                        (DType dtype, const float* from, int64_t from_stride, void* to, int64_t to_stride, int64_t rows,
+                         int64_t columns))
+
+}  // namespace genfast

@@ -1,0 +1,264 @@
+// Half a Gibbs step for a block of rows, compiled once per instruction set; docs/kernels/rbm_half_step.md counts it.
+#include "rbm/rbm_rows.h"
+
+#include "common/gemm/pack.h"
+#include "common/vec_math.h"
+
+namespace genfast {
+namespace GENFAST_ISA {
+namespace {
+
+constexpr float kHalfLog2Pi = 0.918938533f;
+
+GENFAST_INLINE double total(VecF x) { return static_cast<double>(sum(x)); }
+
+// Applies `f` to the vectors of [0, count), the lanes beyond count being zero, and sums the results, whose lanes beyond
+// count do not count.
+template <typename F>
+GENFAST_INLINE double sum_over(int64_t count, const F& f) {
+  VecF whole = broadcast(0.0f);
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) whole = whole + f(i);
+  double result = total(whole);
+  if (i < count) {
+    float lanes[kWidth];
+    store_float(lanes, f(i));
+    for (int64_t lane = 0; lane < count - i; ++lane) result += static_cast<double>(lanes[lane]);
+  }
+  return result;
+}
+
+// The epilogue: the conditional of each unit of one row, given its inputs without bias.
+struct Conditional {
+  const RbmRows& args;
+  float* room;  // noise of one call
+  RoundKeys keys;
+  Mask nan;
+
+  void operator()(int64_t row, int64_t column, int64_t count, float* values) {
+    const float beta = args.beta == nullptr ? 1.0f : args.beta[row * args.beta_stride];
+    const float* bias = args.side->bias + column;
+    for (int64_t i = 0; i < count; i += kWidth) store_float(values + i, load_float(values + i) + load_float(bias + i));
+    switch (args.side->kind) {
+      case UnitKind::kGaussian:
+        return gaussian(row, column, count, values, beta);
+      case UnitKind::kSoftmax:
+        return softmax(row, count, values, beta);
+      default:
+        return bernoulli(row, column, count, values, beta);
+    }
+  }
+
+  uint32_t chain(int64_t row) const { return args.chain + static_cast<uint32_t>(row); }
+
+  void bernoulli(int64_t row, int64_t column, int64_t count, float* values, float beta) {
+    const VecF scale = broadcast(beta);
+    if (args.log_partition != nullptr) {
+      const double sum = sum_over(count, [&](int64_t i) { return softplus(load_float(values + i) * scale); });
+      args.log_partition[row] = column == 0 ? sum : args.log_partition[row] + sum;
+    }
+    if (args.state == nullptr && args.mean == nullptr && args.squared_error == nullptr) return;
+    if (args.state != nullptr) {
+      fill_rbm_uniforms(room, static_cast<uint32_t>(column / 4), count, chain(row), args.step, keys);
+    }
+    float* state = args.state == nullptr ? nullptr : args.state + row * args.state_stride + column;
+    const VecF zero = broadcast(0.0f), one = broadcast(1.0f);
+    Mask bad = nan;
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const VecF p = sigmoid(load_float(values + i) * scale);
+      bad = either(bad, is_nan(p));
+      store_float(values + i, p);
+      if (state != nullptr) store_float(state + i, select(less(load_float(room + i), p), one, zero));
+    }
+    nan = bad;
+    finish(row, column, count, values);
+  }
+
+  void gaussian(int64_t row, int64_t column, int64_t count, float* values, float beta) {
+    if (args.log_partition != nullptr) {
+      const VecF half_beta = broadcast(0.5f * beta);
+      double sum = sum_over(count, [&](int64_t i) {
+        const VecF x = load_float(values + i);
+        return x * x * half_beta;
+      });
+      sum += static_cast<double>(count) * (static_cast<double>(kHalfLog2Pi) - 0.5 * static_cast<double>(logf(beta)));
+      args.log_partition[row] = column == 0 ? sum : args.log_partition[row] + sum;
+    }
+    if (args.state != nullptr) {
+      fill_rbm_normals(room, static_cast<uint32_t>(column / 4), count, chain(row), args.step, keys);
+      float* state = args.state + row * args.state_stride + column;
+      const VecF cooled = broadcast(1.0f / sqrtf(beta));
+      for (int64_t i = 0; i < count; i += kWidth) {
+        VecF deviation = cooled;
+        if (args.side->deviation != nullptr) deviation = deviation * load_float(args.side->deviation + column + i);
+        const VecF x = load_float(values + i);
+        nan = either(nan, is_nan(x));
+        store_float(state + i, fma(deviation, load_float(room + i), x));
+      }
+    }
+    finish(row, column, count, values);
+  }
+
+  // The row is whole: a group of K units never lies in two blocks.
+  void softmax(int64_t row, int64_t count, float* values, float beta) {
+    const int64_t K = args.side->categories, groups = count / K;
+    double sum = 0.0;
+    for (int64_t g = 0; g < groups; ++g) {
+      float* x = values + g * K;
+      float most = x[0];
+      for (int64_t j = 1; j < K; ++j) most = x[j] > most ? x[j] : most;
+      for (int64_t j = 0; j < K; ++j) x[j] = (x[j] - most) * beta;
+      if (args.log_partition != nullptr) {
+        float terms = 0.0f;
+        for (int64_t j = 0; j < K; ++j) terms += expf(x[j]);
+        sum += static_cast<double>(most * beta + logf(terms));
+      }
+    }
+    if (args.log_partition != nullptr) args.log_partition[row] = sum;
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const VecF x = load_float(values + i);
+      nan = either(nan, is_nan(x));
+      store_float(values + i, exp_bounded(x));
+    }
+    if (args.state != nullptr) fill_rbm_uniforms(room, 0, groups, chain(row), args.step, keys);
+    float* state = args.state == nullptr ? nullptr : args.state + row * args.state_stride;
+    for (int64_t g = 0; g < groups; ++g) {
+      float* p = values + g * K;
+      float all = 0.0f;
+      for (int64_t j = 0; j < K; ++j) all += p[j];
+      const float inverse = 1.0f / all;
+      float below = 0.0f;
+      int64_t chosen = 0;
+      for (int64_t j = 0; j < K; ++j) {
+        p[j] *= inverse;
+        below += p[j];
+        if (state != nullptr && j + 1 < K && below <= room[g]) chosen = j + 1;
+      }
+      if (state != nullptr) {
+        for (int64_t j = 0; j < K; ++j) state[g * K + j] = j == chosen ? 1.0f : 0.0f;
+      }
+    }
+    finish(row, 0, count, values);
+  }
+
+  void finish(int64_t row, int64_t column, int64_t count, const float* means) {
+    if (args.squared_error != nullptr) {
+      const float* target = args.target + row * args.target_stride + column;
+      const double sum = sum_over(count, [&](int64_t i) {
+        const VecF difference = load_float(target + i) - load_float(means + i);
+        return difference * difference;
+      });
+      args.squared_error[row] = column == 0 ? sum : args.squared_error[row] + sum;
+    }
+    if (args.mean != nullptr) {
+      float* out = args.mean + row * args.mean_stride + column;
+      const VecF scale = broadcast(args.mean_scale);
+      for (int64_t i = 0; i < count; i += kWidth) store_float(out + i, load_float(means + i) * scale);
+    }
+  }
+};
+
+int64_t block_panels(const RbmSide& side) {
+  const int64_t panels = (side.units + gemm::kTileColumns - 1) / gemm::kTileColumns;
+  return side.kind == UnitKind::kSoftmax || panels < gemm::kBlockPanels ? panels : gemm::kBlockPanels;
+}
+
+int64_t rounded_stride(const RbmSide& side) { return (side.depth + kWidth - 1) / kWidth * kWidth; }
+
+int64_t room_floats(const RbmSide& side) { return block_panels(side) * gemm::kTileColumns + kBatch; }
+
+template <typename T>
+bool load_rows(const T* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  Mask bad = no_lane();
+  const VecF zero = broadcast(0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < columns; i += kWidth) {
+      const VecF x = load_upto(from + r * from_stride + i, columns - i);
+      bad = either(bad, is_nan(x * zero));  // infinity times zero is NaN
+      store_float(to + r * to_stride + i, x);
+    }
+  }
+  return any(bad);
+}
+
+bool load_bytes(const uint8_t* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < columns; ++i) to[r * to_stride + i] = static_cast<float>(from[r * from_stride + i]);
+  }
+  return false;
+}
+
+template <typename T>
+void store_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < columns; i += kWidth) {
+      store_upto(to + r * to_stride + i, load_float(from + r * from_stride + i), columns - i);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t rbm_rows_scratch(const RbmSide& side, int64_t rows) {
+  return rows * (block_panels(side) * gemm::kTileColumns + (side.rounded ? rounded_stride(side) : 0)) +
+         room_floats(side);
+}
+
+bool rbm_rows(const RbmRows& args, float* scratch) {
+  const RbmSide& side = *args.side;
+  float* const room = scratch + args.rows * block_panels(side) * gemm::kTileColumns;
+  Conditional conditional = {args, room, {}, no_lane()};
+  if (args.state != nullptr) make_round_keys(args.seed, &conditional.keys);
+  gemm::Left x = {args.x, args.x_stride, 1};
+  if (side.rounded) {
+    float* const copy = room + room_floats(side);
+    x = {copy, rounded_stride(side), 1};
+    for (int64_t r = 0; r < args.rows; ++r) {
+      for (int64_t i = 0; i < side.depth; i += kWidth) {
+        store_float(copy + r * x.row_stride + i,
+                    gemm::round_to_bfloat16(load_upto(args.x + r * args.x_stride + i, side.depth - i)));
+      }
+    }
+  }
+  const gemm::Term term = {
+      x, {side.panels, side.depth * gemm::kTileColumns, gemm::kTileColumns}, side.depth};
+  gemm::product(&term, 1, args.rows, side.units, block_panels(side), scratch, conditional);
+  return any(conditional.nan);
+}
+
+bool rbm_load_rows(DType dtype, const void* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
+                   int64_t columns) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return load_rows(static_cast<const BFloat16*>(from), from_stride, to, to_stride, rows, columns);
+    case DType::kFloat16:
+      return load_rows(static_cast<const Float16*>(from), from_stride, to, to_stride, rows, columns);
+    case DType::kFloat32:
+      return load_rows(static_cast<const float*>(from), from_stride, to, to_stride, rows, columns);
+    default:
+      return load_bytes(static_cast<const uint8_t*>(from), from_stride, to, to_stride, rows, columns);
+  }
+}
+
+void rbm_store_rows(DType dtype, const float* from, int64_t from_stride, void* to, int64_t to_stride, int64_t rows,
+                    int64_t columns) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return store_rows(from, from_stride, static_cast<BFloat16*>(to), to_stride, rows, columns);
+    case DType::kFloat16:
+      return store_rows(from, from_stride, static_cast<Float16*>(to), to_stride, rows, columns);
+    case DType::kFloat32:
+      return store_rows(from, from_stride, static_cast<float*>(to), to_stride, rows, columns);
+    default: {
+      auto* out = static_cast<uint8_t*>(to);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < columns; ++i) {
+          out[r * to_stride + i] = static_cast<uint8_t>(from[r * from_stride + i]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace GENFAST_ISA
+}  // namespace genfast
