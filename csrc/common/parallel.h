@@ -13,8 +13,8 @@ namespace genfast {
 // would wait for them for ever. Work then runs on the calling thread.
 bool in_forked_process();
 
-// Calls body(slot, begin, end) on contiguous parts of [0, count), at most `threads` of them; no two that run at the same
-// time have the same slot, a number below `threads`.
+// Calls body(slot, begin, end) on contiguous parts of [0, count), at most `threads` of them; no two that run at the
+// same time have the same slot, a number below `threads`.
 template <typename Body>
 void parallel_slots(int64_t count, int threads, const Body& body) {
   if (count <= 0) return;

@@ -145,6 +145,25 @@ GENFAST_OP void interleave4(const VecF n[4], float* out) {
   _mm256_storeu_ps(out + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(d1, d3)));
 }
 
+// Lane j of vector i goes to lane i of vector j.
+GENFAST_OP void transpose(VecF square[kWidth]) {
+  __m256 pairs[8], quads[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(square[i].v, square[i + 1].v);
+    pairs[i + 1] = _mm256_unpackhi_ps(square[i].v, square[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    quads[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    quads[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    square[i].v = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    square[i + 4].v = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+
 #undef GENFAST_OP
 
 }  // namespace GENFAST_ISA

@@ -147,6 +147,31 @@ GENFAST_OP void interleave4(const VecF n[4], float* out) {
   _mm512_storeu_ps(out + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(d1, d3)));
 }
 
+// Lane j of vector i goes to lane i of vector j.
+GENFAST_OP void transpose(VecF square[kWidth]) {
+  __m512 pairs[16], quads[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(square[i].v, square[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_ps(square[i].v, square[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    quads[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    quads[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    quads[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    quads[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {  // quads[4 g + i] holds, in its 128-bit part p, column 4 p + i of rows 4 g ... 4 g + 3
+    const __m512 low = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0x88);
+    const __m512 high = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0x88);
+    const __m512 low_odd = _mm512_shuffle_f32x4(quads[i], quads[i + 4], 0xDD);
+    const __m512 high_odd = _mm512_shuffle_f32x4(quads[i + 8], quads[i + 12], 0xDD);
+    square[i].v = _mm512_shuffle_f32x4(low, high, 0x88);
+    square[i + 8].v = _mm512_shuffle_f32x4(low, high, 0xDD);
+    square[i + 4].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0x88);
+    square[i + 12].v = _mm512_shuffle_f32x4(low_odd, high_odd, 0xDD);
+  }
+}
+
 #undef GENFAST_OP
 
 }  // namespace GENFAST_ISA

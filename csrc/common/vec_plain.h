@@ -158,6 +158,17 @@ GENFAST_OP void interleave4(const VecF n[4], float* out) {
 }
 
 #undef GENFAST_LANES
+// Lane j of vector i goes to lane i of vector j.
+GENFAST_OP void transpose(VecF square[kWidth]) {
+  for (int i = 0; i < kWidth; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float x = square[i].v[j];
+      square[i].v[j] = square[j].v[i];
+      square[j].v[i] = x;
+    }
+  }
+}
+
 #undef GENFAST_OP
 
 }  // namespace GENFAST_ISA

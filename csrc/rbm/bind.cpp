@@ -49,10 +49,10 @@ void bind_rbm(pybind11::module_& cpu) {
       [](const RbmParameters& parameters, bool up, int state_dtype, uintptr_t x, int64_t rows, uintptr_t beta,
          int64_t beta_count, uint64_t seed, int64_t chain_offset, int64_t step, int sample_dtype, uintptr_t sample,
          uintptr_t mean, int threads) {
-        return cpu::rbm_half_step({parameters, up, static_cast<DType>(state_dtype), pointer(x), rows,
-                                   pointer<const float>(beta), beta_count, seed, chain_offset, step,
-                                   static_cast<DType>(sample_dtype), pointer(sample), pointer(mean)},
-                                  threads);
+        return cpu::rbm_half_step(
+            {parameters, up, static_cast<DType>(state_dtype), pointer(x), rows, pointer<const float>(beta), beta_count,
+             seed, chain_offset, step, static_cast<DType>(sample_dtype), pointer(sample), pointer(mean)},
+            threads);
       },
       release);
   cpu.def(
@@ -67,10 +67,10 @@ void bind_rbm(pybind11::module_& cpu) {
       [](const RbmParameters& parameters, int state_dtype, uintptr_t v, int64_t chains, uintptr_t beta,
          int64_t beta_count, uintptr_t clamp, int64_t clamp_rows, uint64_t seed, int64_t k, int64_t chain_offset,
          int64_t step, uintptr_t visible, uintptr_t hidden, int threads) {
-        return cpu::rbm_gibbs({parameters, static_cast<DType>(state_dtype), pointer(v), chains,
-                               pointer<const float>(beta), beta_count, pointer<const uint8_t>(clamp), clamp_rows, seed,
-                               k, chain_offset, step, pointer(visible), pointer(hidden)},
-                              threads);
+        return cpu::rbm_gibbs(
+            {parameters, static_cast<DType>(state_dtype), pointer(v), chains, pointer<const float>(beta), beta_count,
+             pointer<const uint8_t>(clamp), clamp_rows, seed, k, chain_offset, step, pointer(visible), pointer(hidden)},
+            threads);
       },
       release);
   cpu.def(
@@ -79,12 +79,12 @@ void bind_rbm(pybind11::module_& cpu) {
          int64_t chain_count, uintptr_t visible_offset, uintptr_t hidden_offset, uint64_t seed, int64_t k,
          int64_t chain_offset, int64_t step, uintptr_t dW, uintptr_t db, uintptr_t dc, uintptr_t moved,
          uintptr_t statistics, uintptr_t hidden_mean, int threads) {
-        return cpu::rbm_cd({parameters, static_cast<DType>(v_dtype), pointer(v), rows,
-                            static_cast<DType>(chains_dtype), pointer(chains), chain_count,
-                            pointer<const float>(visible_offset), pointer<const float>(hidden_offset), seed, k,
-                            chain_offset, step, pointer<float>(dW), pointer<float>(db), pointer<float>(dc),
-                            pointer(moved), pointer<float>(statistics), pointer<float>(hidden_mean)},
-                           threads);
+        return cpu::rbm_cd(
+            {parameters, static_cast<DType>(v_dtype), pointer(v), rows, static_cast<DType>(chains_dtype),
+             pointer(chains), chain_count, pointer<const float>(visible_offset), pointer<const float>(hidden_offset),
+             seed, k, chain_offset, step, pointer<float>(dW), pointer<float>(db), pointer<float>(dc), pointer(moved),
+             pointer<float>(statistics), pointer<float>(hidden_mean)},
+            threads);
       },
       release);
   cpu.def(

@@ -20,27 +20,30 @@ class ContrastiveDivergence {
     count_ = persistent_ ? args.chain_count : args.rows;
     v_stride_ = padded_stride(p_.visible);
     h_stride_ = padded_stride(p_.hidden);
-    block_rows_ = rows_per_block(std::max(args.rows, count_), threads, p_.visible + p_.hidden);
+    block_rows_ = rows_per_block(std::max(args.rows, count_), threads);
   }
 
   bool run() {
     const int64_t hidden_floats = block_rows_ * h_stride_;
     gradient_rows_ = std::max(block_rows_, GENFAST_FOR_ISA(gemm_tile_rows)());
-    int64_t scratch = GENFAST_FOR_ISA(gemm_scratch_floats)(gradient_rows_, p_.hidden);
+    int64_t scratch = 0;
     for (const bool up : {true, false}) {
       scratch = std::max(scratch, GENFAST_FOR_ISA(rbm_rows_scratch)(rbm_side(p_, up), block_rows_));
     }
-    slot_floats_ = hidden_floats + round_up(scratch, 16);
+    slot_floats_ = round_up(
+        std::max(hidden_floats + scratch, GENFAST_FOR_ISA(rbm_gradient_scratch)(gradient_rows_, p_.hidden)), 16);
+    tile_ = GENFAST_FOR_ISA(gemm_tile_columns)();
+    const int64_t hidden_panels = round_up(p_.hidden, tile_);
     const int64_t all_rows = args_.rows + count_;
     Workspace workspace(rbm_side_floats(p_, true) + rbm_side_floats(p_, false) + threads_ * slot_floats_ +
-                        all_rows * (v_stride_ + h_stride_) + 8 * all_rows + 64);
+                        all_rows * (v_stride_ + hidden_panels) + 8 * all_rows + 64);
     up_ = rbm_prepare(p_, true, workspace, threads_);
     if (args_.k > 0) down_ = rbm_prepare(p_, false, workspace, threads_);
     slots_ = workspace.take(threads_ * slot_floats_);
     data_v_ = workspace.take(args_.rows * v_stride_);
-    data_h_ = workspace.take(args_.rows * h_stride_);
+    data_h_ = workspace.take(args_.rows * hidden_panels);
     model_v_ = workspace.take(count_ * v_stride_);
-    model_h_ = workspace.take(count_ * h_stride_);
+    model_h_ = workspace.take(count_ * hidden_panels);
     partition_ = reinterpret_cast<double*>(workspace.take(2 * all_rows));
     energy_ = reinterpret_cast<double*>(workspace.take(2 * all_rows));
     error_ = reinterpret_cast<double*>(workspace.take(2 * args_.rows));
@@ -54,9 +57,7 @@ class ContrastiveDivergence {
   }
 
  private:
-  int useful_threads() const {
-    return (args_.rows + count_) * p_.visible * p_.hidden < (1 << 16) ? 1 : threads_;
-  }
+  int useful_threads() const { return (args_.rows + count_) * p_.visible * p_.hidden < (1 << 16) ? 1 : threads_; }
 
   void phases() {
     const int64_t data_blocks = (args_.rows + block_rows_ - 1) / block_rows_;
@@ -109,8 +110,9 @@ class ContrastiveDivergence {
     up.step = static_cast<uint32_t>(args_.step);
     up.state = persistent_ ? nullptr : h;
     up.state_stride = h_stride_;
-    up.mean = data_h_ + begin * h_stride_;
-    up.mean_stride = h_stride_;
+    up.mean = data_h_ + begin * tile_;
+    up.mean_stride = tile_;
+    up.mean_panel_stride = args_.rows * tile_;
     up.mean_scale = -1.0f / static_cast<float>(args_.rows);
     up.log_partition = partition_ + begin;
     bad |= GENFAST_FOR_ISA(rbm_rows)(up, room);
@@ -148,8 +150,9 @@ class ContrastiveDivergence {
       }
     }
     RbmRows up = upwards(v, rows, begin);
-    up.mean = model_h_ + begin * h_stride_;
-    up.mean_stride = h_stride_;
+    up.mean = model_h_ + begin * tile_;
+    up.mean_stride = tile_;
+    up.mean_panel_stride = count_ * tile_;
     up.mean_scale = 1.0f / static_cast<float>(count_);
     up.log_partition = partition_ + args_.rows + begin;
     bad |= draw(up, room);
@@ -161,7 +164,8 @@ class ContrastiveDivergence {
   void sums() {
     auto* const column_sums = GENFAST_FOR_ISA(rbm_column_sums);
     constexpr int64_t kPiece = 128;
-    const int64_t visible_pieces = (p_.visible + kPiece - 1) / kPiece, hidden_pieces = (p_.hidden + kPiece - 1) / kPiece;
+    const int64_t visible_pieces = (p_.visible + kPiece - 1) / kPiece;
+    const int64_t hidden_pieces = (p_.hidden + tile_ - 1) / tile_;
     parallel_for(visible_pieces + hidden_pieces, useful_threads(), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         if (i < visible_pieces) {
@@ -173,20 +177,21 @@ class ContrastiveDivergence {
             for (int64_t v = begin; v < end; ++v) args_.db[v] *= p_.inverse_variance[v];
           }
         } else {
-          const int64_t begin = (i - visible_pieces) * kPiece, end = std::min(begin + kPiece, p_.hidden);
-          column_sums(data_h_, h_stride_, args_.rows, begin, end, -1.0f, false, args_.hidden_mean);
-          column_sums(data_h_, h_stride_, args_.rows, begin, end, 1.0f, false, args_.dc);
-          column_sums(model_h_, h_stride_, count_, begin, end, 1.0f, true, args_.dc);
+          const int64_t panel = i - visible_pieces, begin = panel * tile_, end = std::min(tile_, p_.hidden - begin);
+          const float* data = data_h_ + panel * args_.rows * tile_;
+          const float* model = model_h_ + panel * count_ * tile_;
+          column_sums(data, tile_, args_.rows, 0, end, -1.0f, false, args_.hidden_mean + begin);
+          column_sums(data, tile_, args_.rows, 0, end, 1.0f, false, args_.dc + begin);
+          column_sums(model, tile_, count_, 0, end, 1.0f, true, args_.dc + begin);
         }
       }
     });
   }
 
   void gradient() {
-    const RbmGradient task = {{data_v_, model_v_},   {data_h_, model_h_}, {args_.rows, count_}, v_stride_,
-                              h_stride_,             p_.visible,          p_.hidden,            p_.inverse_variance,
-                              args_.visible_offset,  args_.hidden_offset, args_.db,             args_.dc,
-                              args_.dW};
+    const RbmGradient task = {
+        {data_v_, model_v_}, {data_h_, model_h_},  {args_.rows, count_}, v_stride_, p_.visible, p_.hidden,
+        p_.inverse_variance, args_.visible_offset, args_.hidden_offset,  args_.db,  args_.dc,   args_.dW};
     const int64_t tile = GENFAST_FOR_ISA(gemm_tile_rows)();
     const int64_t share = round_up((p_.visible + threads_ - 1) / threads_, tile);
     const int64_t piece = std::min(gradient_rows_ / tile * tile, share);
@@ -225,7 +230,7 @@ class ContrastiveDivergence {
   const RbmParameters& p_;
   const int threads_;
   bool persistent_;
-  int64_t count_, v_stride_, h_stride_, block_rows_, gradient_rows_ = 0, slot_floats_ = 0;
+  int64_t count_, v_stride_, h_stride_, block_rows_, tile_ = 0, gradient_rows_ = 0, slot_floats_ = 0;
   RbmSide up_ = {}, down_ = {};
   float *slots_ = nullptr, *data_v_ = nullptr, *data_h_ = nullptr, *model_v_ = nullptr, *model_h_ = nullptr;
   double *partition_ = nullptr, *energy_ = nullptr, *error_ = nullptr;

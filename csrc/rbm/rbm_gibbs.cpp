@@ -27,7 +27,7 @@ void keep_clamped(const RbmGibbs& args, int64_t begin, int64_t rows, const float
 bool rbm_gibbs(const RbmGibbs& args, int threads) {
   if (args.chains == 0) return false;
   const RbmParameters& p = args.parameters;
-  const int64_t block_rows = rows_per_block(args.chains, threads, p.visible + p.hidden);
+  const int64_t block_rows = rows_per_block(args.chains, threads);
   const int64_t v_stride = padded_stride(p.visible), h_stride = padded_stride(p.hidden);
   int64_t scratch = 0;
   for (const bool upwards : {true, false}) {

@@ -6,12 +6,12 @@
 namespace genfast {
 
 // dW = scale (x[0]' h[0] + x[1]' h[1]) - visible_offset dc' - db hidden_offset', where h holds each phase's sign and
-// 1 / rows. Rows of x and h are padded to whole tiles.
+// 1 / rows. Rows of x are padded to whole tiles; h is in panels of a tile's columns, [panel][row][tile columns].
 struct RbmGradient {
   const float* x[2];  // [rows, visible]
-  const float* h[2];  // [rows, hidden]
+  const float* h[2];
   int64_t rows[2];
-  int64_t x_stride, h_stride;
+  int64_t x_stride;
   int64_t visible, hidden;
   const float* scale;           // [visible], or null: 1
   const float* visible_offset;  // [visible], or null: 0
@@ -20,6 +20,9 @@ struct RbmGradient {
   const float* dc;              // [hidden]
   float* dW;                    // [visible, hidden]
 };
+
+// Floats of scratch for `rows` rows of dW.
+GENFAST_DECLARE_PER_ISA(int64_t, rbm_gradient_scratch, (int64_t rows, int64_t hidden))
 
 // Rows [begin, end) of dW.
 GENFAST_DECLARE_PER_ISA(void, rbm_gradient_rows, (const RbmGradient&, int64_t begin, int64_t end, float* scratch))

@@ -1,8 +1,7 @@
 // The gradient of contrastive divergence as one product over the rows of both phases; compiled once per instruction
 // set.
-#include "rbm/rbm_gradient.h"
-
 #include "common/gemm/product.h"
+#include "rbm/rbm_gradient.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
@@ -31,19 +30,23 @@ struct Finish {
 
 }  // namespace
 
+int64_t rbm_gradient_scratch(int64_t rows, int64_t hidden) {
+  return rows * gemm::block_panels(hidden, true) * gemm::kTileColumns + gemm::gather_floats(rows);
+}
+
 void rbm_gradient_rows(const RbmGradient& args, int64_t begin, int64_t end, float* scratch) {
   gemm::Term terms[2];
   int count = 0;
   for (int phase = 0; phase < 2; ++phase) {
     if (args.rows[phase] == 0) continue;
     terms[count++] = {{args.x[phase] + begin, 1, args.x_stride},
-                      {args.h[phase], gemm::kTileColumns, args.h_stride},
+                      {args.h[phase], args.rows[phase] * gemm::kTileColumns, gemm::kTileColumns},
                       args.rows[phase]};
   }
-  const int64_t panels = (args.hidden + gemm::kTileColumns - 1) / gemm::kTileColumns;
+  const int64_t panels = gemm::block_panels(args.hidden, true);
   Finish finish = {args, begin};
-  gemm::product(terms, count, end - begin, args.hidden, panels < gemm::kBlockPanels ? panels : gemm::kBlockPanels,
-                scratch, finish);
+  gemm::product(terms, count, end - begin, args.hidden, panels, scratch, finish,
+                scratch + (end - begin) * panels * gemm::kTileColumns);
 }
 
 void rbm_column_sums(const float* x, int64_t stride, int64_t rows, int64_t begin, int64_t end, float scale, bool add,

@@ -14,7 +14,7 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
   if (args.rows == 0) return false;
   const RbmParameters& p = args.parameters;
   const int64_t units = args.up ? p.hidden : p.visible, depth = args.up ? p.visible : p.hidden;
-  const int64_t block_rows = rows_per_block(args.rows, threads, depth + units);
+  const int64_t block_rows = rows_per_block(args.rows, threads);
   const int64_t x_stride = padded_stride(depth), stride = padded_stride(units);
   const int64_t scratch = round_up(GENFAST_FOR_ISA(rbm_rows_scratch)(rbm_side(p, args.up), block_rows), 16);
   const int64_t slot_floats = block_rows * (x_stride + 2 * stride) + scratch;
@@ -49,11 +49,10 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
       rows.state_stride = stride;
       rows.mean = args.mean == nullptr ? nullptr : mean;
       rows.mean_stride = stride;
+      rows.mean_panel_stride = GENFAST_FOR_ISA(gemm_tile_columns)();
       rows.mean_scale = 1.0f;
       met |= draw(rows, mean + block_rows * stride);
-      const auto out = [&](void* to, DType dtype) {
-        return static_cast<char*>(to) + begin * units * bytes_of(dtype);
-      };
+      const auto out = [&](void* to, DType dtype) { return static_cast<char*>(to) + begin * units * bytes_of(dtype); };
       if (args.sample != nullptr) {
         store(args.sample_dtype, state, stride, out(args.sample, args.sample_dtype), units, end - begin, units);
       }
@@ -67,7 +66,7 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
 void rbm_free_energy(const RbmFreeEnergy& args, int threads) {
   if (args.rows == 0) return;
   const RbmParameters& p = args.parameters;
-  const int64_t block_rows = rows_per_block(args.rows, threads, p.visible);
+  const int64_t block_rows = rows_per_block(args.rows, threads);
   const int64_t x_stride = padded_stride(p.visible);
   const int64_t scratch = round_up(GENFAST_FOR_ISA(rbm_rows_scratch)(rbm_side(p, true), block_rows), 16);
   const int64_t slot_floats = block_rows * x_stride + scratch + round_up(4 * block_rows, 16);

@@ -8,8 +8,8 @@ namespace genfast {
 struct RbmHalfStep {
   RbmParameters parameters;
   bool up;
-  DType state_dtype;   // of x
-  const void* x;       // [rows, units of the given side], contiguous
+  DType state_dtype;  // of x
+  const void* x;      // [rows, units of the given side], contiguous
   int64_t rows;
   const float* beta;   // [beta_count], or null
   int64_t beta_count;  // 1 or rows

@@ -8,8 +8,8 @@
 namespace genfast {
 
 struct RbmParameters {
-  DType dtype;                    // of W
-  const void* W;                  // [visible, hidden], contiguous
+  DType dtype;    // of W
+  const void* W;  // [visible, hidden], contiguous
   int64_t visible, hidden;
   const float* b;                 // [visible], or null: 0
   const float* c;                 // [hidden], or null: 0
@@ -17,7 +17,7 @@ struct RbmParameters {
   const float* deviation;         // likewise sigma
   UnitKind visible_kind, hidden_kind;
   int64_t visible_categories, hidden_categories;
-  bool rounded;                   // operands of products, to bfloat16
+  bool rounded;  // operands of products, to bfloat16
 };
 
 // A side without its pointers.

@@ -1,5 +1,5 @@
-// Half of a Gibbs step for a block of chains, on one thread: product, then the conditional of each unit while its inputs
-// are in cache. What the ops rbm_half_step, rbm_gibbs, rbm_cd, rbm_free_energy and rbm_ais are made of.
+// Half of a Gibbs step for a block of chains, on one thread: product, then the conditional of each unit while its
+// inputs are in cache. What the ops rbm_half_step, rbm_gibbs, rbm_cd, rbm_free_energy and rbm_ais are made of.
 #pragma once
 
 #include "common/cpu_features.h"
@@ -32,8 +32,8 @@ struct RbmRows {
   uint32_t chain, step;
   float* state;
   int64_t state_stride;
-  float* mean;  // mean given x, times mean_scale
-  int64_t mean_stride;
+  float* mean;  // mean given x, times mean_scale: a tile's columns of a row lie together, as product.h's Right has them
+  int64_t mean_stride, mean_panel_stride;
   float mean_scale;
   double* log_partition;  // [rows], sum over units of the log of the sum over states of e^(-beta E)
   const float* target;    // squared_error[row] = |target - mean|^2

@@ -1,8 +1,7 @@
 // Half a Gibbs step for a block of rows, compiled once per instruction set; docs/kernels/rbm_half_step.md counts it.
-#include "rbm/rbm_rows.h"
-
 #include "common/gemm/pack.h"
 #include "common/vec_math.h"
+#include "rbm/rbm_rows.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
@@ -151,16 +150,19 @@ struct Conditional {
       args.squared_error[row] = column == 0 ? sum : args.squared_error[row] + sum;
     }
     if (args.mean != nullptr) {
-      float* out = args.mean + row * args.mean_stride + column;
+      float* out = args.mean + row * args.mean_stride + column / gemm::kTileColumns * args.mean_panel_stride;
       const VecF scale = broadcast(args.mean_scale);
-      for (int64_t i = 0; i < count; i += kWidth) store_float(out + i, load_float(means + i) * scale);
+      for (int64_t i = 0; i < count; i += gemm::kTileColumns, out += args.mean_panel_stride) {
+        store_float(out, load_float(means + i) * scale);
+        store_float(out + kWidth, load_float(means + i + kWidth) * scale);
+      }
     }
   }
 };
 
 int64_t block_panels(const RbmSide& side) {
-  const int64_t panels = (side.units + gemm::kTileColumns - 1) / gemm::kTileColumns;
-  return side.kind == UnitKind::kSoftmax || panels < gemm::kBlockPanels ? panels : gemm::kBlockPanels;
+  if (side.kind == UnitKind::kSoftmax) return (side.units + gemm::kTileColumns - 1) / gemm::kTileColumns;
+  return gemm::block_panels(side.units, false);
 }
 
 int64_t rounded_stride(const RbmSide& side) { return (side.depth + kWidth - 1) / kWidth * kWidth; }
@@ -220,8 +222,7 @@ bool rbm_rows(const RbmRows& args, float* scratch) {
       }
     }
   }
-  const gemm::Term term = {
-      x, {side.panels, side.depth * gemm::kTileColumns, gemm::kTileColumns}, side.depth};
+  const gemm::Term term = {x, {side.panels, side.depth * gemm::kTileColumns, gemm::kTileColumns}, side.depth};
   gemm::product(&term, 1, args.rows, side.units, block_panels(side), scratch, conditional);
   return any(conditional.nan);
 }

@@ -6,14 +6,12 @@
 
 namespace genfast {
 
-int64_t rows_per_block(int64_t rows, int threads, int64_t width) {
-  constexpr int64_t kCacheFloats = 96 * 1024;  // three quarters of 512 KiB
+int64_t rows_per_block(int64_t rows, int threads) {
+  constexpr int64_t kMost = 96;  // each float of B is then used 96 times: 2 to 3 GB/s of it feed a core
   const int64_t tile = GENFAST_FOR_ISA(gemm_tile_rows)();
-  int64_t most = kCacheFloats / (width > 0 ? width : 1) / tile * tile;
-  most = most < 4 * tile ? 4 * tile : most > 96 ? 96 / tile * tile : most;
   const int64_t share = (rows + threads - 1) / threads;  // of a thread
-  if (share <= most) return share > 0 ? share : 1;
-  const int64_t blocks = (share + most - 1) / most;
+  if (share <= kMost) return share > 0 ? share : 1;
+  const int64_t blocks = (share + kMost - 1) / kMost;
   return round_up((share + blocks - 1) / blocks, tile);
 }
 
@@ -36,13 +34,12 @@ void pack(const Pack& args, int threads) {
 void matmul(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, bool a_transposed,
             bool b_transposed, int threads) {
   if (m == 0 || n == 0) return;
-  const int64_t block_rows = rows_per_block(m, threads, k);
-  const int64_t scratch_floats = GENFAST_FOR_ISA(gemm_scratch_floats)(block_rows, n);
+  const int64_t block_rows = rows_per_block(m, threads);
+  const int64_t scratch_floats = GENFAST_FOR_ISA(gemm_scratch_floats)(block_rows, n, k, a_transposed);
   Workspace workspace(packed_floats(k, n) + threads * round_up(scratch_floats, 16));
   float* packed = workspace.take(packed_floats(k, n));
   float* scratch = workspace.take(threads * round_up(scratch_floats, 16));
-  pack({DType::kFloat32, b, b_transposed ? n : k, b_transposed ? k : n, b_transposed, false, nullptr, packed},
-       threads);
+  pack({DType::kFloat32, b, b_transposed ? n : k, b_transposed ? k : n, b_transposed, false, nullptr, packed}, threads);
   const Matmul args = {a, packed, c, m, n, k, a_transposed};
   auto* const rows = GENFAST_FOR_ISA(gemm_rows);
   const int useful = m * n * k < (1 << 18) ? 1 : threads;

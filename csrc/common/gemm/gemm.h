@@ -9,12 +9,12 @@ namespace genfast {
 // B = W or W' in panels, see pack.h. W is float32, bfloat16 or float16, contiguous.
 struct Pack {
   DType dtype;
-  const void* w;            // [rows, columns]
+  const void* w;  // [rows, columns]
   int64_t rows, columns;
   bool transposed;
-  bool rounded;             // to bfloat16
-  const float* row_scale;   // [rows] or null; only without `transposed`
-  float* out;               // packed_floats(...)
+  bool rounded;            // to bfloat16
+  const float* row_scale;  // [rows] or null; only without `transposed`
+  float* out;              // packed_floats(...)
 };
 
 // C = op(A) op(B), all row-major and contiguous, float32.
@@ -29,7 +29,7 @@ struct Matmul {
 GENFAST_DECLARE_PER_ISA(int64_t, gemm_tile_columns, ())
 GENFAST_DECLARE_PER_ISA(int64_t, gemm_tile_rows, ())
 GENFAST_DECLARE_PER_ISA(void, gemm_pack_panel, (const Pack&, int64_t panel))
-GENFAST_DECLARE_PER_ISA(int64_t, gemm_scratch_floats, (int64_t rows, int64_t columns))
+GENFAST_DECLARE_PER_ISA(int64_t, gemm_scratch_floats, (int64_t rows, int64_t columns, int64_t depth, bool a_transposed))
 GENFAST_DECLARE_PER_ISA(void, gemm_rows, (const Matmul&, int64_t begin, int64_t end, float* scratch))
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -41,9 +41,8 @@ inline int64_t padded_stride(int64_t columns) {
   return 16 * (lines % 2 == 0 ? lines + 1 : lines);
 }
 
-// Rows that a thread takes at a time: enough to use each panel of B often, few enough that rows of `width` floats stay
-// in the second cache.
-int64_t rows_per_block(int64_t rows, int threads, int64_t width);
+// Rows that a thread takes at a time: as many as make B's trips to the caches rare, an even share of all.
+int64_t rows_per_block(int64_t rows, int threads);
 
 namespace cpu {
 void pack(const Pack& args, int threads);

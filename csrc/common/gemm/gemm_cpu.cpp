@@ -1,6 +1,5 @@
 // Packing and plain products, compiled once per instruction set.
 #include "common/gemm/gemm.h"
-
 #include "common/gemm/pack.h"
 
 namespace genfast {
@@ -31,24 +30,30 @@ void gemm_pack_panel(const Pack& args, int64_t panel) {
       return gemm::pack_panel(static_cast<const Float16*>(args.w), args.rows, args.columns, args.transposed,
                               args.rounded, args.row_scale, panel, out);
     default:
-      return gemm::pack_panel(static_cast<const float*>(args.w), args.rows, args.columns, args.transposed,
-                              args.rounded, args.row_scale, panel, out);
+      return gemm::pack_panel(static_cast<const float*>(args.w), args.rows, args.columns, args.transposed, args.rounded,
+                              args.row_scale, panel, out);
   }
 }
 
-int64_t gemm_scratch_floats(int64_t rows, int64_t columns) {
-  const int64_t panels = (columns + gemm::kTileColumns - 1) / gemm::kTileColumns;
-  return rows * gemm::kTileColumns * (panels < gemm::kBlockPanels ? panels : gemm::kBlockPanels);
+int64_t gemm_scratch_floats(int64_t rows, int64_t columns, int64_t depth, bool a_transposed) {
+  return rows * gemm::kTileColumns * gemm::block_panels(columns, a_transposed) +
+         (a_transposed ? gemm::gather_floats(rows) : rows * padded_stride(depth));
 }
 
 void gemm_rows(const Matmul& args, int64_t begin, int64_t end, float* scratch) {
-  const gemm::Left a = args.a_transposed ? gemm::Left{args.a + begin, 1, args.m}
-                                         : gemm::Left{args.a + begin * args.k, args.k, 1};
+  const int64_t panels = gemm::block_panels(args.n, args.a_transposed);
+  float* const room = scratch + (end - begin) * gemm::kTileColumns * panels;
+  gemm::Left a = {args.a + begin, 1, args.m};
+  if (!args.a_transposed) {  // rows a power of two apart would share the sets of the cache
+    const int64_t stride = padded_stride(args.k);
+    for (int64_t r = begin; r < end; ++r) {
+      memcpy(room + (r - begin) * stride, args.a + r * args.k, static_cast<size_t>(args.k) * sizeof(float));
+    }
+    a = {room, stride, 1};
+  }
   const gemm::Term term = {a, {args.b, args.k * gemm::kTileColumns, gemm::kTileColumns}, args.k};
-  const int64_t panels = (args.n + gemm::kTileColumns - 1) / gemm::kTileColumns;
   Store store = {args.c, args.n, begin};
-  gemm::product(&term, 1, end - begin, args.n, panels < gemm::kBlockPanels ? panels : gemm::kBlockPanels, scratch,
-                store);
+  gemm::product(&term, 1, end - begin, args.n, panels, scratch, store, room);
 }
 
 }  // namespace GENFAST_ISA

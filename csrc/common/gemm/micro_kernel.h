@@ -1,9 +1,9 @@
 // The inner product of the CPU matrix product: a tile of kMaxRows x kTileColumns sums kept in registers.
 //
-// Each step k adds a column of A (broadcast, one scalar a row) times a row of B (two vectors). Sums run over k in order,
-// one fused multiply-add a step, so a row's result depends neither on the rows beside it nor on the thread that has it.
-// Per step and tile: 2 loads of B and kMaxRows broadcasts for 2 kMaxRows multiply-adds, so the adders, two a cycle, set
-// the time: kMaxRows cycles a step.
+// Each step k adds a column of A (broadcast, one scalar a row) times a row of B (two vectors). Sums run over k in
+// order, one fused multiply-add a step, so a row's result depends neither on the rows beside it nor on the thread that
+// has it. Per step and tile: 2 loads of B and kMaxRows broadcasts for 2 kMaxRows multiply-adds, so the adders, two a
+// cycle, set the time: kMaxRows cycles a step.
 #pragma once
 
 #include "common/vec.h"

@@ -24,20 +24,19 @@ GENFAST_INLINE VecF load_rounded(const T* p, int64_t count, bool rounded) {
 template <typename T>
 GENFAST_INLINE void transpose_square(const T* from, int64_t stride, int64_t rows, int64_t columns, bool rounded,
                                      float* to, int64_t to_stride) {
-  float square[kWidth][kWidth];
+  VecF square[kWidth];
   for (int i = 0; i < kWidth; ++i) {
-    store_float(square[i], i < rows ? load_rounded(from + i * stride, columns, rounded) : broadcast(0.0f));
+    square[i] = i < rows ? load_rounded(from + i * stride, columns, rounded) : broadcast(0.0f);
   }
+  transpose(square);
   const int64_t count = columns < kWidth ? columns : kWidth;
-  for (int64_t j = 0; j < count; ++j) {
-    for (int i = 0; i < kWidth; ++i) to[j * to_stride + i] = square[i][j];
-  }
+  for (int64_t j = 0; j < count; ++j) store_float(to + j * to_stride, square[j]);
 }
 
 // Panel `panel` of B = W (transposed: W'), whose rows are scaled where row_scale is not null (not for W').
 template <typename T>
-static void pack_panel(const T* w, int64_t rows, int64_t columns, bool transposed, bool rounded,
-                       const float* row_scale, int64_t panel, float* out) {
+static void pack_panel(const T* w, int64_t rows, int64_t columns, bool transposed, bool rounded, const float* row_scale,
+                       int64_t panel, float* out) {
   const int64_t first = panel * kTileColumns;
   if (!transposed) {
     for (int64_t k = 0; k < rows; ++k) {

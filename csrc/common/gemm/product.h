@@ -3,9 +3,10 @@
 //   out[rows, columns] = sum over terms of A[rows, depth] B[depth, columns]
 //
 // B is read a panel of kTileColumns columns at a time, kDepthBlock rows of it (16 KiB, which the first cache keeps)
-// against all rows of A; a block of kBlockPanels panels is finished for all rows before the epilogue sees it. A may be
-// transposed (Left), B packed (pack.h) or read where it lies (Right). The caller splits rows over threads: a row's sums
-// run over terms and depth in order, so its bits do not depend on the split.
+// against all rows of A; a block of panels is finished for all rows before the epilogue sees it. A may be transposed
+// (Left): kDepthBlock rows of it are then gathered a tile's rows together, once a block of panels. B is packed (pack.h)
+// or read where it lies (Right). The caller splits rows over threads: a row's sums run over terms and depth in order,
+// so its bits do not depend on the split.
 #pragma once
 
 #include "common/gemm/micro_kernel.h"
@@ -14,9 +15,16 @@ namespace genfast {
 namespace GENFAST_ISA {
 namespace gemm {
 
-constexpr int kBlockPanels = 4;
-constexpr int kBlockColumns = kBlockPanels * kTileColumns;
+constexpr int kBlockPanels = 4;             // of a product whose epilogue should find its block in the first cache
+constexpr int kTransposedBlockPanels = 16;  // of a product with a transposed A: one gathering serves more columns
 constexpr int64_t kDepthBlock = 16384 / static_cast<int64_t>(sizeof(float)) / kTileColumns;
+
+// Panels that a product with so many columns should finish at a time.
+constexpr int64_t block_panels(int64_t columns, bool a_transposed) {
+  const int64_t panels = (columns + kTileColumns - 1) / kTileColumns;
+  const int64_t most = a_transposed ? kTransposedBlockPanels : kBlockPanels;
+  return panels < most ? panels : most;
+}
 
 // Where B is: row k of panel p at p * panel_stride + k * row_stride, kTileColumns readable elements.
 struct Right {
@@ -58,21 +66,46 @@ static void tile_rest(int64_t rows, float* out, int64_t stride, bool fresh, Left
   }
 }
 
-static void tile_rows(int64_t rows, float* out, int64_t stride, bool fresh, Left a, const float* b, int64_t b_stride,
-                      int64_t count) {
+// `group_stride`: from one group of kMaxRows rows of A to the next.
+static void tile_rows(int64_t rows, float* out, int64_t stride, bool fresh, Left a, int64_t group_stride,
+                      const float* b, int64_t b_stride, int64_t count) {
   int64_t row = 0;
   for (; row + kMaxRows <= rows; row += kMaxRows) {
     tile_step<kMaxRows>(out + row * stride, stride, fresh, a, b, b_stride, count);
-    a.data += kMaxRows * a.row_stride;
+    a.data += group_stride;
   }
   tile_rest<kMaxRows - 1>(rows - row, out + row * stride, stride, fresh, a, b, b_stride, count);
 }
 
+// Rows of a transposed A, kMaxRows together: [group][count][kMaxRows].
+static void gather(Left a, int64_t rows, int64_t count, float* out) {
+  constexpr int kVectors = (kMaxRows + kWidth - 1) / kWidth;
+  for (int64_t row = 0; row < rows; row += kMaxRows, out += count * kMaxRows) {
+    const float* from = a.data + row;
+    if (row + kVectors * kWidth <= rows) {  // a step's last vector may pass its end: the next step overwrites it
+      for (int64_t k = 0; k < count; ++k, from += a.step) {
+        for (int i = 0; i < kVectors; ++i) store_float(out + k * kMaxRows + i * kWidth, load_float(from + i * kWidth));
+      }
+    } else {
+      const int64_t some = rows - row < kMaxRows ? rows - row : kMaxRows;
+      for (int64_t k = 0; k < count; ++k, from += a.step) {
+        for (int64_t r = 0; r < some; ++r) out[k * kMaxRows + r] = from[r];
+      }
+    }
+  }
+}
+
+// Floats that gather() needs for `rows` rows.
+constexpr int64_t gather_floats(int64_t rows) {
+  return (rows + kMaxRows - 1) / kMaxRows * kMaxRows * kDepthBlock + 2 * kWidth;
+}
+
 // Calls epilogue(row, column, count, values) for every row of every finished block; `values` may be overwritten up to
-// the block's padded width. `block` has room for rows * block_panels * kTileColumns floats.
+// the block's padded width. `block` has room for rows * block_panels * kTileColumns floats; a transposed A takes
+// `gathered`, room for gather_floats(rows).
 template <typename Epilogue>
 void product(const Term* terms, int term_count, int64_t rows, int64_t columns, int64_t block_panels, float* block,
-             Epilogue& epilogue) {
+             Epilogue& epilogue, float* gathered = nullptr) {
   const int64_t panels = (columns + kTileColumns - 1) / kTileColumns;
   const int64_t stride = block_panels * kTileColumns;
   for (int64_t first = 0; first < panels; first += block_panels) {
@@ -82,10 +115,17 @@ void product(const Term* terms, int term_count, int64_t rows, int64_t columns, i
       const Term& term = terms[t];
       for (int64_t k = 0; k < term.depth; k += kDepthBlock) {
         const int64_t count = term.depth - k < kDepthBlock ? term.depth - k : kDepthBlock;
-        const Left a = {term.a.data + k * term.a.step, term.a.row_stride, term.a.step};
+        Left a = {term.a.data + k * term.a.step, term.a.row_stride, term.a.step};
+        int64_t group_stride = kMaxRows * a.row_stride;
+        if (a.step != 1) {
+          gather(a, rows, count, gathered);
+          a = {gathered, 1, kMaxRows};
+          group_stride = kMaxRows * count;
+        }
         for (int64_t panel = first; panel < last; ++panel) {
           const float* b = term.b.data + panel * term.b.panel_stride + k * term.b.row_stride;
-          tile_rows(rows, block + (panel - first) * kTileColumns, stride, fresh, a, b, term.b.row_stride, count);
+          tile_rows(rows, block + (panel - first) * kTileColumns, stride, fresh, a, group_stride, b, term.b.row_stride,
+                    count);
         }
         fresh = false;
       }
