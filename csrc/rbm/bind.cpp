@@ -1,6 +1,7 @@
 #include "bindings.h"
 #include "common/gemm/gemm.h"
 #include "rbm/bernoulli_sample.h"
+#include "rbm/rbm_ais.h"
 #include "rbm/rbm_cd.h"
 #include "rbm/rbm_gibbs.h"
 #include "rbm/rbm_half_step.h"
@@ -84,6 +85,17 @@ void bind_rbm(pybind11::module_& cpu) {
              pointer(chains), chain_count, pointer<const float>(visible_offset), pointer<const float>(hidden_offset),
              seed, k, chain_offset, step, pointer<float>(dW), pointer<float>(db), pointer<float>(dc), pointer(moved),
              pointer<float>(statistics), pointer<float>(hidden_mean)},
+            threads);
+      },
+      release);
+  cpu.def(
+      "rbm_ais",
+      [](const RbmParameters& parameters, uintptr_t base_bias, uintptr_t bias, uintptr_t betas, int64_t count,
+         int64_t chains, bool start, uint64_t seed, int64_t chain_offset, int64_t step, uintptr_t state,
+         uintptr_t log_weights, int threads) {
+        return cpu::rbm_ais(
+            {parameters, pointer<const double>(base_bias), pointer<const double>(bias), pointer<const double>(betas),
+             count, chains, start, seed, chain_offset, step, pointer<float>(state), pointer<double>(log_weights)},
             threads);
       },
       release);

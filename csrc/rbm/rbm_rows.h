@@ -28,6 +28,8 @@ struct RbmRows {
   int64_t x_stride;
   const float* beta;  // inverse temperature of row r at beta[r * beta_stride], or null: 1
   int64_t beta_stride;
+  float input_scale = 1.0f;     // inputs are input_scale * x W + bias
+  const float* bias = nullptr;  // takes the place of the side's, padded likewise
   uint64_t seed;
   uint32_t chain, step;
   float* state;
@@ -36,7 +38,10 @@ struct RbmRows {
   int64_t mean_stride, mean_panel_stride;
   float mean_scale;
   double* log_partition;  // [rows], sum over units of the log of the sum over states of e^(-beta E)
-  const float* target;    // squared_error[row] = |target - mean|^2
+  // Bernoulli: [rows], log_partition minus what it would be at the inverse temperature last_beta.
+  double* log_partition_change;
+  float last_beta;
+  const float* target;  // squared_error[row] = |target - mean|^2
   int64_t target_stride;
   double* squared_error;
 };

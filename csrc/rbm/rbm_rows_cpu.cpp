@@ -27,6 +27,18 @@ GENFAST_INLINE double sum_over(int64_t count, const F& f) {
   return result;
 }
 
+// softplus((low + step) x) - softplus(low x) for low, step >= 0, as step max(x, 0) + log(1 + q (e^(-step |x|) - 1))
+// with q = sigmoid(-low |x|): no digits are lost where step is small, and nothing overflows.
+GENFAST_INLINE VecF softplus_change(VecF x, VecF low, VecF step) {
+  const VecF zero = broadcast(0.0f), one = broadcast(1.0f), two = broadcast(2.0f);
+  const VecF y = zero - abs(x), change = step * y;
+  const VecF q = sigmoid(low * y) * (half_expm1(change, exp_bounded(change) * broadcast(0.5f)) * two);  // [-1/2, 0]
+  const Mask far = less(q, broadcast(-0.29289f));  // 1 + q, doubled below sqrt(1/2)
+  const VecF s = select(far, fma(q, two, one), q);
+  const VecF log = fma(s * s, fma(s, horner(s, poly::kLog1p), broadcast(-0.5f)), s);
+  return fma(step, max(zero, x), log - select(far, broadcast(poly::kLn2), zero));
+}
+
 // The epilogue: the conditional of each unit of one row, given its inputs without bias.
 struct Conditional {
   const RbmRows& args;
@@ -36,8 +48,11 @@ struct Conditional {
 
   void operator()(int64_t row, int64_t column, int64_t count, float* values) {
     const float beta = args.beta == nullptr ? 1.0f : args.beta[row * args.beta_stride];
-    const float* bias = args.side->bias + column;
-    for (int64_t i = 0; i < count; i += kWidth) store_float(values + i, load_float(values + i) + load_float(bias + i));
+    const float* bias = (args.bias == nullptr ? args.side->bias : args.bias) + column;
+    const VecF input_scale = broadcast(args.input_scale);
+    for (int64_t i = 0; i < count; i += kWidth) {
+      store_float(values + i, fma(load_float(values + i), input_scale, load_float(bias + i)));
+    }
     switch (args.side->kind) {
       case UnitKind::kGaussian:
         return gaussian(row, column, count, values, beta);
@@ -55,6 +70,13 @@ struct Conditional {
     if (args.log_partition != nullptr) {
       const double sum = sum_over(count, [&](int64_t i) { return softplus(load_float(values + i) * scale); });
       args.log_partition[row] = column == 0 ? sum : args.log_partition[row] + sum;
+    }
+    if (args.log_partition_change != nullptr) {
+      const bool rising = beta >= args.last_beta;
+      const VecF low = broadcast(rising ? args.last_beta : beta), step = broadcast(fabsf(beta - args.last_beta));
+      double sum = sum_over(count, [&](int64_t i) { return softplus_change(load_float(values + i), low, step); });
+      if (!rising) sum = -sum;
+      args.log_partition_change[row] = column == 0 ? sum : args.log_partition_change[row] + sum;
     }
     if (args.state == nullptr && args.mean == nullptr && args.squared_error == nullptr) return;
     if (args.state != nullptr) {

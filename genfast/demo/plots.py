@@ -56,7 +56,7 @@ def _fantasies(rbm: RBM, count: int, gibbs_steps: int) -> Tensor:
     start = (torch.rand(count, rbm.visible, generator=torch.Generator().manual_seed(3)) < 0.5).float()
     v = rbm.gibbs(start, gibbs_steps, seed=4)
     h = rbm.sample_hidden(v, seed=4, step=2 * gibbs_steps)
-    return rbm.visible_prob(h)
+    return rbm.visible_mean(h)
 
 
 def _curves(path: Path, vae_run: Run[VAE], rbm_run: Run[RBM]) -> None:

@@ -10,7 +10,7 @@ from genfast._native import DTYPE_CODES, C
 from genfast.launch._common import pointer
 from genfast.ops._rbm_units import GAUSSIAN, RELU, Units, parse_units
 
-__all__ = ["cd", "free_energy", "gibbs", "half_step", "supports"]
+__all__ = ["ais", "cd", "free_energy", "gibbs", "half_step", "supports"]
 
 Tensor = torch.Tensor
 
@@ -146,3 +146,24 @@ def free_energy(v: Tensor, W: Tensor, b: Tensor, c: Tensor, logvar: Tensor | Non
         parameters.view, DTYPE_CODES[v.dtype], v.data_ptr(), v.shape[0], out.data_ptr(), torch.get_num_threads()
     )
     return out
+
+
+_AIS_PIECE = 250  # temperatures a call: a fraction of a second, so that Ctrl-C is heard
+
+
+def ais(
+    v, W, b, c, base_bias, logvar, betas, seed, chains, visible, hidden, precision, chain_offset, step
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    parameters = _Parameters(W, b, c, logvar, visible, hidden, precision)
+    base, target = base_bias.to(torch.float64).contiguous(), b.to(torch.float64).contiguous()
+    betas = betas.to(torch.float64).contiguous()
+    state = torch.empty((chains, W.shape[0])) if v is None else v.to(torch.float32, copy=True).contiguous()
+    log_weights = torch.zeros(chains, dtype=torch.float64)
+    for first in range(0, betas.shape[0] - 1, _AIS_PIECE):
+        piece = betas[first : first + _AIS_PIECE + 1]
+        _refuse("rbm_ais", C.cpu.rbm_ais(
+            parameters.view, base.data_ptr(), target.data_ptr(), piece.data_ptr(), piece.shape[0], chains,
+            v is None and first == 0, int(seed) & 0xFFFFFFFFFFFFFFFF, chain_offset, step + 2 * first, state.data_ptr(),
+            log_weights.data_ptr(), torch.get_num_threads(),
+        ))  # fmt: skip
+    return log_weights, state.to(W.dtype)

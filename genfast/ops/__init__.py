@@ -1,21 +1,33 @@
 """The ops: functions of tensors, each with its backends and derivatives."""
 
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
 from genfast.ops.rbm_free_energy import rbm_free_energy
 from genfast.ops.rbm_gibbs import GibbsResult, rbm_gibbs
 from genfast.ops.rbm_half_step import rbm_half_step
+from genfast.ops.rbm_log_z_exact import rbm_log_z_exact
+from genfast.ops.rbm_tempering import TemperingResult, joint_energy, rbm_tempering
 from genfast.ops.reparameterize import gaussian_kl, reparameterize, reparameterize_kl
 
 __all__ = [
+    "AISBracket",
+    "AISResult",
     "GibbsResult",
     "RBMGradients",
+    "TemperingResult",
+    "ais_schedule",
     "bernoulli_sample",
     "gaussian_kl",
+    "joint_energy",
+    "rbm_ais",
+    "rbm_ais_bracket",
     "rbm_cd",
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_half_step",
+    "rbm_log_z_exact",
+    "rbm_tempering",
     "reparameterize",
     "reparameterize_kl",
 ]

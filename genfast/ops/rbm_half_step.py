@@ -86,7 +86,7 @@ def _fake(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset, st
 def gpu_obstacle(W: Tensor, units: Sequence[str], dtype: torch.dtype | None = None) -> str | None:
     """Why the GPU kernels cannot compute with ``units`` or store states in ``dtype``."""
     if torch.float64 in (W.dtype, dtype):
-        return "float64 runs on the cpp and reference backends"
+        return "float64 runs on the reference backend"
     for name in units:
         if name not in ("bernoulli", "gaussian"):
             return f"the GPU kernels know bernoulli and gaussian units, not {name}"
