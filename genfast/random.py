@@ -158,7 +158,7 @@ def rbm_uniform(
     """
     words = _rbm_words(chains, units, seed, row_offset, col_offset, step, stream)
     skipped = col_offset % 4
-    return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(chains, -1)[:, skipped : skipped + units].contiguous()
+    return ((words >> 8).to(torch.float32) * 2.0**-24).flatten(1)[:, skipped : skipped + units].contiguous()
 
 
 def rbm_normal(
@@ -173,4 +173,4 @@ def rbm_normal(
     """
     pairs = _box_muller(_rbm_words(chains, units, seed, row_offset, col_offset, step, RBM_NORMAL))
     skipped = col_offset % 4
-    return pairs.reshape(chains, -1)[:, skipped : skipped + units].contiguous()
+    return pairs.flatten(1)[:, skipped : skipped + units].contiguous()

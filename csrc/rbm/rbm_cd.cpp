@@ -25,13 +25,15 @@ class ContrastiveDivergence {
 
   bool run() {
     const int64_t hidden_floats = block_rows_ * h_stride_;
-    gradient_rows_ = std::max(block_rows_, GENFAST_FOR_ISA(gemm_tile_rows)());
+    const int64_t whole = round_up(p_.visible, GENFAST_FOR_ISA(gemm_tile_rows)());
+    gradient_rows_ = std::min(GENFAST_FOR_ISA(gemm_most_rows)(), whole);
     int64_t scratch = 0;
     for (const bool up : {true, false}) {
       scratch = std::max(scratch, GENFAST_FOR_ISA(rbm_rows_scratch)(rbm_side(p_, up), block_rows_));
     }
-    slot_floats_ = round_up(
-        std::max(hidden_floats + scratch, GENFAST_FOR_ISA(rbm_gradient_scratch)(gradient_rows_, p_.hidden)), 16);
+    const int64_t gradient_scratch =
+        GENFAST_FOR_ISA(rbm_gradient_scratch)(gradient_rows_, p_.hidden, args_.rows + count_);
+    slot_floats_ = round_up(std::max(hidden_floats + scratch, gradient_scratch), 16);
     tile_ = GENFAST_FOR_ISA(gemm_tile_columns)();
     const int64_t hidden_panels = round_up(p_.hidden, tile_);
     const int64_t all_rows = args_.rows + count_;

@@ -21,8 +21,8 @@ struct RbmGradient {
   float* dW;                    // [visible, hidden]
 };
 
-// Floats of scratch for `rows` rows of dW.
-GENFAST_DECLARE_PER_ISA(int64_t, rbm_gradient_scratch, (int64_t rows, int64_t hidden))
+// Floats of scratch for `rows` rows of dW, with `depth` rows of x in all.
+GENFAST_DECLARE_PER_ISA(int64_t, rbm_gradient_scratch, (int64_t rows, int64_t hidden, int64_t depth))
 
 // Rows [begin, end) of dW.
 GENFAST_DECLARE_PER_ISA(void, rbm_gradient_rows, (const RbmGradient&, int64_t begin, int64_t end, float* scratch))

@@ -30,8 +30,8 @@ struct Finish {
 
 }  // namespace
 
-int64_t rbm_gradient_scratch(int64_t rows, int64_t hidden) {
-  return rows * gemm::block_panels(hidden, true) * gemm::kTileColumns + gemm::gather_floats(rows);
+int64_t rbm_gradient_scratch(int64_t rows, int64_t hidden, int64_t depth) {
+  return rows * gemm::block_panels(hidden, true) * gemm::kTileColumns + gemm::room_floats(rows, depth, true);
 }
 
 void rbm_gradient_rows(const RbmGradient& args, int64_t begin, int64_t end, float* scratch) {

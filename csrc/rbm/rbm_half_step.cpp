@@ -19,7 +19,8 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
   const int64_t scratch = round_up(GENFAST_FOR_ISA(rbm_rows_scratch)(rbm_side(p, args.up), block_rows), 16);
   const int64_t slot_floats = block_rows * (x_stride + 2 * stride) + scratch;
   Workspace workspace(rbm_side_floats(p, args.up) + threads * slot_floats);
-  const RbmSide side = rbm_prepare(p, args.up, workspace, threads);
+  RbmSide side = rbm_prepare(p, args.up, workspace, threads);
+  side.state_dtype = DType::kFloat32;  // the sample has a type of its own
   float* const slots = workspace.take(threads * slot_floats);
   auto* const load = GENFAST_FOR_ISA(rbm_load_rows);
   auto* const store = GENFAST_FOR_ISA(rbm_store_rows);

@@ -15,6 +15,8 @@ struct RbmSide {
   int64_t categories;      // K of softmax units, else 1
   int64_t units, depth;    // N units here, K units on the other side
   bool rounded;            // states of the other side, to bfloat16 (the panels are already)
+  int parts;               // of the panels: Pack::parts()
+  DType state_dtype;       // Gaussian states are rounded to this type
   const float* panels;     // weights [depth, units], packed (common/gemm/pack.h)
   const float* bias;       // [units], padded with zeros to whole tiles
   const float* deviation;  // sigma [units], padded likewise, or null: 1

@@ -1,5 +1,6 @@
 // Half a Gibbs step for a block of rows, compiled once per instruction set; docs/kernels/rbm_half_step.md counts it.
-#include "common/gemm/pack.h"
+#include "common/gemm/bfloat16.h"
+#include "common/gemm/product.h"
 #include "common/vec_math.h"
 #include "rbm/rbm_rows.h"
 
@@ -112,12 +113,24 @@ struct Conditional {
       for (int64_t i = 0; i < count; i += kWidth) {
         VecF deviation = cooled;
         if (args.side->deviation != nullptr) deviation = deviation * load_float(args.side->deviation + column + i);
-        const VecF x = load_float(values + i);
-        nan = either(nan, is_nan(x));
-        store_float(state + i, fma(deviation, load_float(room + i), x));
+        const VecF drawn = rounded(fma(deviation, load_float(room + i), load_float(values + i)));
+        if (i + kWidth <= count) {
+          nan = either(nan, is_nan(drawn * broadcast(0.0f)));  // infinity times zero is NaN
+        } else {
+          nan = either(nan, is_nan(load_part(values + i, static_cast<int>(count - i)) * broadcast(0.0f)));
+        }
+        store_float(state + i, drawn);
       }
     }
     finish(row, column, count, values);
+  }
+
+  VecF rounded(VecF x) const {
+    if (args.side->state_dtype == DType::kBFloat16) return gemm::round_to_bfloat16(x);
+    if (args.side->state_dtype != DType::kFloat16) return x;
+    Float16 lanes[kWidth];
+    store(lanes, x);
+    return load(lanes);
   }
 
   // The row is whole: a group of K units never lies in two blocks.
@@ -224,8 +237,9 @@ void store_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride
 }  // namespace
 
 int64_t rbm_rows_scratch(const RbmSide& side, int64_t rows) {
-  return rows * (block_panels(side) * gemm::kTileColumns + (side.rounded ? rounded_stride(side) : 0)) +
-         room_floats(side);
+  const int64_t copy = side.rounded && !gemm::kConvertsLeft ? rounded_stride(side) : 0;
+  return rows * (block_panels(side) * gemm::kTileColumns + copy) + room_floats(side) +
+         gemm::room_floats(rows, side.depth, false);
 }
 
 bool rbm_rows(const RbmRows& args, float* scratch) {
@@ -234,8 +248,10 @@ bool rbm_rows(const RbmRows& args, float* scratch) {
   Conditional conditional = {args, room, {}, no_lane()};
   if (args.state != nullptr) make_round_keys(args.seed, &conditional.keys);
   gemm::Left x = {args.x, args.x_stride, 1};
-  if (side.rounded) {
-    float* const copy = room + room_floats(side);
+  float* product_room = room + room_floats(side);
+  if (side.rounded && !gemm::kConvertsLeft) {
+    float* const copy = product_room;
+    product_room += args.rows * rounded_stride(side);
     x = {copy, rounded_stride(side), 1};
     for (int64_t r = 0; r < args.rows; ++r) {
       for (int64_t i = 0; i < side.depth; i += kWidth) {
@@ -244,8 +260,9 @@ bool rbm_rows(const RbmRows& args, float* scratch) {
       }
     }
   }
-  const gemm::Term term = {x, {side.panels, side.depth * gemm::kTileColumns, gemm::kTileColumns}, side.depth};
-  gemm::product(&term, 1, args.rows, side.units, block_panels(side), scratch, conditional);
+  const gemm::Right panels = gemm::packed_right(side.panels, side.depth, side.parts);
+  const gemm::Term term = {x, panels, side.depth, side.rounded};
+  gemm::product(&term, 1, args.rows, side.units, block_panels(side), scratch, conditional, product_room);
   return any(conditional.nan);
 }
 

@@ -37,9 +37,11 @@ def _float(tensor: Tensor | None) -> Tensor | None:
     return tensor.to(torch.float32).contiguous()
 
 
-def _states(tensor: Tensor) -> Tensor:
-    """Contiguous, of a dtype that the kernels read."""
-    tensor = tensor.to(torch.float32) if tensor.dtype is torch.float64 else tensor
+def _states(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Contiguous, of a dtype that the kernels read: floating-point states no wider than ``dtype``."""
+    given = tensor.dtype
+    if given is torch.float64 or (given is not dtype and dtype is not torch.float32 and given.is_floating_point):
+        tensor = tensor.to(dtype)
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
@@ -94,7 +96,7 @@ def half_step(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset
 
 def gibbs(v, W, b, c, logvar, beta, clamp, seed, k, visible, hidden, precision, chain_offset, step):  # type: ignore[no-untyped-def]
     parameters = _Parameters(W, b, c, logvar, visible, hidden, precision)
-    v, beta = _states(v), _float(beta)
+    v, beta = _states(v, W.dtype), _float(beta)
     chains, (V, H) = v.shape[0], W.shape
     clamp_rows = 0
     if clamp is not None:
@@ -115,8 +117,8 @@ def cd(
     chain_offset, step,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     parameters = _Parameters(W, b, c, logvar, visible, hidden, precision)
-    v = _states(v)
-    start = None if chains is None else _states(chains)
+    v = _states(v, W.dtype)
+    start = None if chains is None else _states(chains, W.dtype)
     V, H = W.shape
     count = v.shape[0] if start is None else start.shape[0]
     visible_offset, hidden_offset = _float(visible_offset), _float(hidden_offset)
@@ -125,7 +127,8 @@ def cd(
     statistics, hidden_mean = torch.empty(2), torch.empty(H)
     _refuse("rbm_cd", C.cpu.rbm_cd(
         parameters.view, DTYPE_CODES[v.dtype], v.data_ptr(), v.shape[0],
-        0 if start is None else DTYPE_CODES[start.dtype], pointer(start), count, pointer(visible_offset), pointer(hidden_offset), int(seed) & 0xFFFFFFFFFFFFFFFF, k,
+        0 if start is None else DTYPE_CODES[start.dtype],
+        pointer(start), count, pointer(visible_offset), pointer(hidden_offset), int(seed) & 0xFFFFFFFFFFFFFFFF, k,
         chain_offset, step, dW.data_ptr(), db.data_ptr(), dc.data_ptr(), moved.data_ptr(), statistics.data_ptr(),
         hidden_mean.data_ptr(), torch.get_num_threads(),
     ))  # fmt: skip

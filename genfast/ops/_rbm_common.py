@@ -80,13 +80,15 @@ def checked_states(op: str, name: str, value: Any, units: int, *, rank: int | No
     return value
 
 
-def checked_parameters(op: str, W: Any, b: Any, c: Any, like: Tensor | None = None) -> tuple[int, int]:
+def checked_parameters(
+    op: str, W: Any, b: Any, c: Any, like: Tensor | None = None, *, optional: bool = False
+) -> tuple[int, int]:
     """(V, H) of W [V, H], b [V], c [H], which share dtype and device (and the device of ``like``)."""
     check_float_tensor(op, "W", W)
     if W.dim() != 2 or 0 in W.shape:
         raise ValueError(f"{op}: W must be [V, H] with at least one unit on each side, got {shape_of(W)}")
     for name, bias, size in (("b", b, W.shape[0]), ("c", c, W.shape[1])):
-        if bias is None:
+        if bias is None and optional:
             continue
         check_float_tensor(op, name, bias)
         if bias.dim() != 1 or bias.shape[0] != size:
@@ -100,7 +102,7 @@ def checked_parameters(op: str, W: Any, b: Any, c: Any, like: Tensor | None = No
     return W.shape[0], W.shape[1]
 
 
-def checked_logvar(op: str, logvar: Any, W: Tensor) -> Tensor | None:
+def checked_logvar(op: str, logvar: Any, W: Tensor, visible: str = "gaussian") -> Tensor | None:
     if logvar is None:
         return None
     check_float_tensor(op, "logvar", logvar)
@@ -110,6 +112,8 @@ def checked_logvar(op: str, logvar: Any, W: Tensor) -> Tensor | None:
         )
     if logvar.dtype != W.dtype or logvar.device != W.device:
         raise TypeError(f"{op}: logvar must be {W.dtype} on {W.device} like W, got {logvar.dtype} on {logvar.device}")
+    if visible != "gaussian":
+        raise ValueError(f"{op}: logvar belongs to gaussian visible units; here they are {visible!r}")
     return logvar
 
 

@@ -18,7 +18,6 @@ energy of their own, which Nair and Hinton's noisy rectified units approximate);
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -46,9 +45,13 @@ class Units(NamedTuple):
     categories: int
 
 
-@functools.lru_cache(maxsize=64)
-def parse_units(op: str, argument: str, name: str, count: int) -> Units:
+_BERNOULLI = Units(BERNOULLI, 1)
+
+
+def parse_units(op: str, argument: str, name: str, count: Any) -> Units:
     """The kind that ``name`` names, for ``count`` units; ``TypeError`` or ``ValueError`` where it names none."""
+    if name == "bernoulli":
+        return _BERNOULLI
     if not isinstance(name, str):
         raise TypeError(f"{op}: {argument} must be a str, got {type(name).__name__}")
     if name in _KINDS:
@@ -88,10 +91,13 @@ def mean(x: Tensor, units: Units, beta: Any = 1.0) -> Tensor:
     if units.kind == SOFTMAX:
         return torch.softmax((beta * x).unflatten(-1, (-1, units.categories)), -1).flatten(-2)
     if units.kind == RELU:
-        scale = torch.as_tensor(beta, dtype=x.dtype, device=x.device).sqrt()
-        scaled = scale * x
+        scale = torch.as_tensor(beta, dtype=torch.float64, device=x.device).sqrt()
+        scaled = scale * x.to(torch.float64)  # the two terms cancel where x is negative
         hazard = torch.exp(-0.5 * scaled.square() - 0.5 * _LOG_2PI - _log_normal_cdf(scaled))
-        return torch.where(scaled < -300.0, -1.0 / scaled, scaled + hazard).clamp(min=0.0) / scale
+        far = scaled < -100.0
+        inverse = torch.where(far, scaled, -1.0).reciprocal()
+        tail = -inverse + 2.0 * inverse**3 - 10.0 * inverse**5  # of the continued fraction; the next term is 74 / x^7
+        return (torch.where(far, tail, scaled + hazard).clamp(min=0.0) / scale).to(x.dtype)
     return x
 
 
@@ -130,7 +136,7 @@ def _truncated_normal(x: Tensor, beta: Any, uniforms: Tensor) -> Tensor:
     scale = torch.as_tensor(beta, dtype=torch.float64, device=x.device).sqrt()
     scaled = scale * x.to(torch.float64)
     left = 1.0 - uniforms.to(torch.float64)  # in (0, 1]
-    inner = scaled - torch.special.ndtri(left * torch.special.ndtr(scaled))
+    inner = scaled - torch.special.ndtri(left * 0.5 * torch.special.erfc(-math.sqrt(0.5) * scaled))
     tail = -2.0 * torch.log(left) / ((scaled.square() - 2.0 * torch.log(left)).sqrt() - scaled)  # relative error 1/x^2
     return (torch.where(scaled < -30.0, tail, inner).clamp(min=0.0) / scale).to(x.dtype)
 

@@ -71,6 +71,7 @@ def reference(
 
     data_logits = reference_logits(v, W, c, logvar, True, precision)
     logits = reference_logits(state, W, c, logvar, True, precision) if persistent else data_logits
+    refuse_nan("rbm_cd", data_logits)
     first = None
     error = torch.zeros((), dtype=dtype, device=v.device)
     for half_step in range(step, step + 2 * k, 2):
@@ -202,7 +203,8 @@ def rbm_cd(
 
     Raises:
         RuntimeError: when a derivative is asked for.
-        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) NaN or infinity.
+        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) states that are NaN or
+            infinite.
 
     Source: Hinton, "Training products of experts by minimizing contrastive divergence", 2002; Tieleman, ICML 2008
     (persistent chains); Melchior, Fischer and Wiskott, "How to center deep Boltzmann machines", JMLR 2016.
@@ -233,10 +235,13 @@ def rbm_cd(
             check_float_tensor(name, label, center)
             if center.shape != (size,) or center.device != W.device:
                 raise ValueError(f"{name}: {label} must have shape ({size},) on {W.device}, got {shape_of(center)}")
+    logvar = checked_logvar(name, logvar, W, visible)
+    if visible_offset is not None and logvar is not None:  # weights see v / sigma^2
+        visible_offset = visible_offset * torch.exp(-logvar.detach())
     count = v.shape[0] if chains is None else chains.shape[0]
     chain_offset, step = checked_position(name, count, chain_offset, step, 2 * k + (2 if sample_hidden else 0))
     dW, db, dc, moved, statistics, hidden_mean = _call(
-        v, W, b, c, chains, checked_logvar(name, logvar, W), visible_offset, hidden_offset,
+        v, W, b, c, chains, logvar, visible_offset, hidden_offset,
         random.as_seed(seed, W.device), k, visible, hidden, checked_precision(name, precision), bool(sample_hidden),
         chain_offset, step,
     )  # fmt: skip

@@ -189,4 +189,4 @@ def rbm_free_energy(
     v = checked_states(name, "v", v, V)
     check_pair(name, visible, hidden, V, H)
     rows = v.reshape(-1, V) if v.dim() != 2 else v
-    return _call(rows, W, b, c, checked_logvar(name, logvar, W), visible, hidden).view(v.shape[:-1])
+    return _call(rows, W, b, c, checked_logvar(name, logvar, W, visible), visible, hidden).view(v.shape[:-1])

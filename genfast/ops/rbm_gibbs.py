@@ -152,7 +152,8 @@ def rbm_gibbs(
 
     Raises:
         RuntimeError: when a derivative is asked for.
-        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) NaN or infinity.
+        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) states that are NaN or
+            infinite.
 
     Examples:
         >>> W, b, c = torch.randn(6, 4), torch.zeros(6), torch.zeros(4)
@@ -171,7 +172,7 @@ def rbm_gibbs(
         clamp = _checked_clamp(name, clamp, v)
     chain_offset, step = checked_position(name, rows.shape[0], chain_offset, step, 2 * k)
     states, h = _call(
-        rows, W, b, c, checked_logvar(name, logvar, W), checked_beta(name, beta, rows.shape[0], W), clamp,
+        rows, W, b, c, checked_logvar(name, logvar, W, visible), checked_beta(name, beta, rows.shape[0], W), clamp,
         random.as_seed(seed, W.device), k, visible, hidden, checked_precision(name, precision), chain_offset, step,
     )  # fmt: skip
     shape = v.shape[:-1]

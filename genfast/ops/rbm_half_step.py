@@ -63,6 +63,7 @@ def reference(
     return_mean: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """(state, mean) by the plain formulas, x [rows, units]: the oracle of every backend."""
+    refuse_nan("rbm_half_step", x)
     logits = reference_logits(x, W, bias, logvar, up, precision)
     kind = parse_units("rbm_half_step", "hidden" if up else "visible", units, logits.shape[1])
     variance = None if up or kind.kind != GAUSSIAN else logvar
@@ -161,7 +162,8 @@ def rbm_half_step(
 
     Raises:
         RuntimeError: when a derivative is asked for.
-        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) NaN or infinity.
+        TypeError, ValueError: for arguments of the wrong kind, shape or range, and (on the CPU) states that are NaN or
+            infinite.
 
     Examples:
         >>> W, bias = torch.zeros(4, 3), torch.tensor([-100.0, 0.0, 100.0])
@@ -172,7 +174,9 @@ def rbm_half_step(
     if to not in ("hidden", "visible"):
         raise ValueError(f"{name}: to must be 'hidden' or 'visible', got {to!r}")
     up = to == "hidden"
-    checked_parameters(name, W, None if up else bias, bias if up else None, x if isinstance(x, Tensor) else None)
+    checked_parameters(
+        name, W, None if up else bias, bias if up else None, x if isinstance(x, Tensor) else None, optional=True
+    )
     x = checked_states(name, "x", x, W.shape[0 if up else 1])
     count = W.shape[1 if up else 0]
     kind = parse_units(name, to, units, count)
@@ -181,8 +185,9 @@ def rbm_half_step(
     if dtype not in OUT_DTYPES or (kind.kind in (1, 3) and not dtype.is_floating_point):
         raise TypeError(f"{name}: out_dtype {dtype} does not hold {units} states; choose a floating-point dtype")
     chain_offset, step = checked_position(name, rows.shape[0], chain_offset, step, 1)
+    logvar = checked_logvar(name, logvar, W, "gaussian" if up else units)
     state, mean = _call(
-        rows, W, bias, checked_logvar(name, logvar, W), checked_beta(name, beta, rows.shape[0], W),
+        rows, W, bias, logvar, checked_beta(name, beta, rows.shape[0], W),
         random.as_seed(seed, W.device), up, units, checked_precision(name, precision), chain_offset, step, dtype,
         return_mean,
     )  # fmt: skip
