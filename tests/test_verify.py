@@ -17,7 +17,7 @@ from genfast.launch import reparameterize as reparameterize_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
 ROOT = Path(__file__).resolve().parents[1]
-STEMS = ("reparameterize", "bernoulli_sample")
+STEMS = ("reparameterize", "bernoulli_sample", "rbm_half_step", "rbm_free_energy")
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -34,7 +34,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         "from genfast.verify import Context, checks_of, run_check\n"
         "failed = []\n"
-        "for op in ('reparameterize', 'bernoulli_sample'):\n"
+        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy'):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"

@@ -113,9 +113,10 @@ def gibbs(v, W, b, c, logvar, beta, clamp, seed, k, visible, hidden, precision, 
 
 
 def cd(
-    v, W, b, c, chains, logvar, visible_offset, hidden_offset, seed, k, visible, hidden, precision, sample_hidden,
-    chain_offset, step,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    v: Tensor, W: Tensor, b: Tensor, c: Tensor, chains: Tensor | None, logvar: Tensor | None,
+    visible_offset: Tensor | None, hidden_offset: Tensor | None, seed: Tensor, k: int, visible: str, hidden: str,
+    precision: str, sample_hidden: bool, chain_offset: int, step: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
     parameters = _Parameters(W, b, c, logvar, visible, hidden, precision)
     v = _states(v, W.dtype)
     start = None if chains is None else _states(chains, W.dtype)
@@ -155,8 +156,9 @@ _AIS_PIECE = 250  # temperatures a call: a fraction of a second, so that Ctrl-C 
 
 
 def ais(
-    v, W, b, c, base_bias, logvar, betas, seed, chains, visible, hidden, precision, chain_offset, step
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    v: Tensor | None, W: Tensor, b: Tensor, c: Tensor, base_bias: Tensor, logvar: Tensor | None, betas: Tensor,
+    seed: Tensor, chains: int, visible: str, hidden: str, precision: str, chain_offset: int, step: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     parameters = _Parameters(W, b, c, logvar, visible, hidden, precision)
     base, target = base_bias.to(torch.float64).contiguous(), b.to(torch.float64).contiguous()
     betas = betas.to(torch.float64).contiguous()
