@@ -79,13 +79,31 @@ void bind_rbm(pybind11::module_& cpu) {
       [](const RbmParameters& parameters, int v_dtype, uintptr_t v, int64_t rows, int chains_dtype, uintptr_t chains,
          int64_t chain_count, uintptr_t visible_offset, uintptr_t hidden_offset, uint64_t seed, int64_t k,
          int64_t chain_offset, int64_t step, uintptr_t dW, uintptr_t db, uintptr_t dc, uintptr_t moved,
-         uintptr_t statistics, uintptr_t hidden_mean, int threads) {
-        return cpu::rbm_cd(
-            {parameters, static_cast<DType>(v_dtype), pointer(v), rows, static_cast<DType>(chains_dtype),
-             pointer(chains), chain_count, pointer<const float>(visible_offset), pointer<const float>(hidden_offset),
-             seed, k, chain_offset, step, pointer<float>(dW), pointer<float>(db), pointer<float>(dc), pointer(moved),
-             pointer<float>(statistics), pointer<float>(hidden_mean)},
-            threads);
+         uintptr_t statistics, uintptr_t hidden_mean, uintptr_t moving_W, uintptr_t velocity, double rate,
+         double momentum, double weight_decay, int threads) {
+        const RbmSgd sgd = {static_cast<float>(rate), static_cast<float>(momentum), static_cast<float>(weight_decay),
+                            pointer<float>(moving_W), pointer<float>(velocity)};
+        return cpu::rbm_cd({parameters,
+                            static_cast<DType>(v_dtype),
+                            pointer(v),
+                            rows,
+                            static_cast<DType>(chains_dtype),
+                            pointer(chains),
+                            chain_count,
+                            pointer<const float>(visible_offset),
+                            pointer<const float>(hidden_offset),
+                            seed,
+                            k,
+                            chain_offset,
+                            step,
+                            pointer<float>(dW),
+                            pointer<float>(db),
+                            pointer<float>(dc),
+                            pointer(moved),
+                            pointer<float>(statistics),
+                            pointer<float>(hidden_mean),
+                            moving_W == 0 ? nullptr : &sgd},
+                           threads);
       },
       release);
   cpu.def(

@@ -7,7 +7,6 @@
 
 #include "common/gemm/gemm.h"
 #include "common/parallel.h"
-#include "rbm/rbm_gradient.h"
 
 namespace genfast {
 namespace cpu {
@@ -191,9 +190,19 @@ class ContrastiveDivergence {
   }
 
   void gradient() {
-    const RbmGradient task = {
-        {data_v_, model_v_}, {data_h_, model_h_},  {args_.rows, count_}, v_stride_, p_.visible, p_.hidden,
-        p_.inverse_variance, args_.visible_offset, args_.hidden_offset,  args_.db,  args_.dc,   args_.dW};
+    const RbmGradient task = {{data_v_, model_v_},
+                              {data_h_, model_h_},
+                              {args_.rows, count_},
+                              v_stride_,
+                              p_.visible,
+                              p_.hidden,
+                              p_.inverse_variance,
+                              args_.visible_offset,
+                              args_.hidden_offset,
+                              args_.db,
+                              args_.dc,
+                              args_.dW,
+                              args_.sgd};
     const int64_t tile = GENFAST_FOR_ISA(gemm_tile_rows)();
     const int64_t share = round_up((p_.visible + threads_ - 1) / threads_, tile);
     const int64_t piece = std::min(gradient_rows_ / tile * tile, share);

@@ -1,6 +1,7 @@
 // Contrastive divergence in one call: docs/kernels/rbm_cd.md.
 #pragma once
 
+#include "rbm/rbm_gradient.h"
 #include "rbm/rbm_parameters.h"
 
 namespace genfast {
@@ -17,12 +18,13 @@ struct RbmCd {
   const float* hidden_offset;   // [hidden], or null: 0
   uint64_t seed;
   int64_t k, chain_offset, step;
-  float* dW;           // [visible, hidden]
+  float* dW;           // [visible, hidden], or null: not wanted
   float* db;           // [visible]; before the correction for hidden_offset
   float* dc;           // [hidden]; before the correction for visible_offset
   void* moved;         // chains after k steps, in W's dtype
   float* statistics;   // [2]: reconstruction error (0 with chains), free-energy gap
   float* hidden_mean;  // [hidden], over the data
+  const RbmSgd* sgd;   // moves W once the chains are done, or null
 };
 
 namespace cpu {

@@ -5,6 +5,13 @@
 
 namespace genfast {
 
+// velocity = momentum * velocity + dW + weight_decay * W, W -= rate * velocity, as torch.optim.SGD has it.
+struct RbmSgd {
+  float rate, momentum, weight_decay;
+  float* W;         // [visible, hidden]
+  float* velocity;  // likewise, or null: dW + weight_decay * W
+};
+
 // dW = scale (x[0]' h[0] + x[1]' h[1]) - visible_offset dc' - db hidden_offset', where h holds each phase's sign and
 // 1 / rows. Rows of x are padded to whole tiles; h is in panels of a tile's columns, [panel][row][tile columns].
 struct RbmGradient {
@@ -18,7 +25,8 @@ struct RbmGradient {
   const float* hidden_offset;   // [hidden], or null: 0
   const float* db;              // [visible]
   const float* dc;              // [hidden]
-  float* dW;                    // [visible, hidden]
+  float* dW;                    // [visible, hidden], or null: not wanted
+  const RbmSgd* sgd;            // or null
 };
 
 // Floats of scratch for `rows` rows of dW, with `depth` rows of x in all.

@@ -13,7 +13,7 @@ struct Finish {
 
   void operator()(int64_t row, int64_t column, int64_t count, const float* values) const {
     const int64_t v = first_row + row;
-    float* out = args.dW + v * args.hidden + column;
+    const int64_t at = v * args.hidden + column;
     const VecF scale = broadcast(args.scale == nullptr ? 1.0f : args.scale[v]);
     for (int64_t i = 0; i < count; i += kWidth) {
       VecF x = load_float(values + i) * scale;
@@ -23,8 +23,19 @@ struct Finish {
       if (args.hidden_offset != nullptr) {
         x = x - broadcast(args.db[v]) * load_upto(args.hidden_offset + column + i, count - i);
       }
-      store_upto(out + i, x, count - i);
+      if (args.dW != nullptr) store_upto(args.dW + at + i, x, count - i);
+      if (args.sgd != nullptr) descend(*args.sgd, at + i, count - i, x);
     }
+  }
+
+  static void descend(const RbmSgd& sgd, int64_t at, int64_t count, VecF dW) {
+    const VecF W = load_upto(sgd.W + at, count);
+    VecF velocity = fma(broadcast(sgd.weight_decay), W, dW);
+    if (sgd.velocity != nullptr) {
+      velocity = fma(broadcast(sgd.momentum), load_upto(sgd.velocity + at, count), velocity);
+      store_upto(sgd.velocity + at, velocity, count);
+    }
+    store_upto(sgd.W + at, fma(broadcast(-sgd.rate), velocity, W), count);
   }
 };
 

@@ -116,30 +116,38 @@ def cd(
     v: Tensor, W: Tensor, b: Tensor, c: Tensor, chains: Tensor | None, logvar: Tensor | None,
     visible_offset: Tensor | None, hidden_offset: Tensor | None, seed: Tensor, k: int, visible: str, hidden: str,
     precision: str, sample_hidden: bool, chain_offset: int, step: int,
+    descent: tuple[Tensor | None, float, float, float] | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    """The op's results; with ``descent`` (velocity, rate, momentum, decay) W moves in place and there may be no dW."""
     parameters = _Parameters(W, b, c, logvar, visible, hidden, precision)
     v = _states(v, W.dtype)
     start = None if chains is None else _states(chains, W.dtype)
     V, H = W.shape
     count = v.shape[0] if start is None else start.shape[0]
     visible_offset, hidden_offset = _float(visible_offset), _float(hidden_offset)
-    dW, db, dc = torch.empty((V, H)), torch.empty(V), torch.empty(H)
+    db, dc = torch.empty(V), torch.empty(H)
+    dW = None if descent is not None and hidden_offset is None and visible_offset is None else torch.empty((V, H))
+    velocity, *rates = descent or (None, 0.0, 0.0, 0.0)
     moved = torch.empty((count, V), dtype=W.dtype)
     statistics, hidden_mean = torch.empty(2), torch.empty(H)
     _refuse("rbm_cd", C.cpu.rbm_cd(
         parameters.view, DTYPE_CODES[v.dtype], v.data_ptr(), v.shape[0],
         0 if start is None else DTYPE_CODES[start.dtype],
         pointer(start), count, pointer(visible_offset), pointer(hidden_offset), int(seed) & 0xFFFFFFFFFFFFFFFF, k,
-        chain_offset, step, dW.data_ptr(), db.data_ptr(), dc.data_ptr(), moved.data_ptr(), statistics.data_ptr(),
-        hidden_mean.data_ptr(), torch.get_num_threads(),
+        chain_offset, step, pointer(dW), db.data_ptr(), dc.data_ptr(), moved.data_ptr(), statistics.data_ptr(),
+        hidden_mean.data_ptr(), 0 if descent is None else W.data_ptr(), pointer(velocity), *rates,
+        torch.get_num_threads(),
     ))  # fmt: skip
     if hidden_offset is not None:
+        assert dW is not None
         db = db - dW @ hidden_offset
     if visible_offset is not None:
+        assert dW is not None
         dc = dc - dW.T @ visible_offset
-    if W.dtype is not torch.float32:
-        dW, db, dc, hidden_mean = (t.to(W.dtype) for t in (dW, db, dc, hidden_mean))
-    return dW, db, dc, moved, statistics, hidden_mean
+    results = (dW, db, dc, moved, statistics, hidden_mean)
+    if W.dtype is torch.float32:
+        return results  # type: ignore[return-value]
+    return tuple(t if t is statistics else t.to(W.dtype) for t in results)  # type: ignore[union-attr]
 
 
 def free_energy(v: Tensor, W: Tensor, b: Tensor, c: Tensor, logvar: Tensor | None, visible: str, hidden: str) -> Any:

@@ -3,6 +3,7 @@
 from genfast.ops.bernoulli_sample import bernoulli_sample
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
+from genfast.ops.rbm_cd_sgd import RBMUpdate, rbm_cd_sgd_
 from genfast.ops.rbm_free_energy import rbm_free_energy
 from genfast.ops.rbm_gibbs import GibbsResult, rbm_gibbs
 from genfast.ops.rbm_half_step import rbm_half_step
@@ -15,6 +16,7 @@ __all__ = [
     "AISResult",
     "GibbsResult",
     "RBMGradients",
+    "RBMUpdate",
     "TemperingResult",
     "ais_schedule",
     "bernoulli_sample",
@@ -23,6 +25,7 @@ __all__ = [
     "rbm_ais",
     "rbm_ais_bracket",
     "rbm_cd",
+    "rbm_cd_sgd_",
     "rbm_free_energy",
     "rbm_gibbs",
     "rbm_half_step",

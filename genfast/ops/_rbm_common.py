@@ -85,21 +85,23 @@ def checked_parameters(
 ) -> tuple[int, int]:
     """(V, H) of W [V, H], b [V], c [H], which share dtype and device (and the device of ``like``)."""
     check_float_tensor(op, "W", W)
-    if W.dim() != 2 or 0 in W.shape:
+    shape = W.shape
+    if len(shape) != 2 or 0 in shape:
         raise ValueError(f"{op}: W must be [V, H] with at least one unit on each side, got {shape_of(W)}")
-    for name, bias, size in (("b", b, W.shape[0]), ("c", c, W.shape[1])):
+    on_cpu = W.is_cpu
+    for name, bias, size in (("b", b, shape[0]), ("c", c, shape[1])):
         if bias is None and optional:
             continue
         check_float_tensor(op, name, bias)
-        if bias.dim() != 1 or bias.shape[0] != size:
+        if bias.shape != (size,):
             raise ValueError(f"{op}: {name} must have shape ({size},) beside W {shape_of(W)}, got {shape_of(bias)}")
-        if bias.dtype != W.dtype:
+        if bias.dtype is not W.dtype:
             raise TypeError(f"{op}: {name} is {bias.dtype}, W {W.dtype}; they must be equal")
-        if bias.device != W.device:
+        if not (on_cpu and bias.is_cpu) and bias.device != W.device:
             raise ValueError(f"{op}: {name} is on {bias.device}, W on {W.device}; move them to one device")
-    if like is not None and like.device != W.device:
+    if like is not None and not (on_cpu and like.is_cpu) and like.device != W.device:
         raise ValueError(f"{op}: the states are on {like.device}, W on {W.device}; move them to one device")
-    return W.shape[0], W.shape[1]
+    return shape[0], shape[1]
 
 
 def checked_logvar(op: str, logvar: Any, W: Tensor, visible: str = "gaussian") -> Tensor | None:

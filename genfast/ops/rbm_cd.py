@@ -215,35 +215,54 @@ def rbm_cd(
         >>> bool((gradients.db < 0).all())  # descending it raises the bias of units that are always on
         True
     """
-    name = "rbm_cd"
+    arguments = raw_arguments(
+        "rbm_cd", v, W, b, c, k, chains, precision, visible, hidden, logvar, visible_offset, hidden_offset,
+        sample_hidden, seed, chain_offset, step,
+    )  # fmt: skip
+    dW, db, dc, moved, statistics, hidden_mean = _call(*arguments)
+    error, gap = statistics.unbind()
+    return RBMGradients(dW, db, dc, moved, error if chains is None else None, gap, hidden_mean)
+
+
+def raw_arguments(
+    name: str, v: Any, W: Any, b: Any, c: Any, k: Any = 1, chains: Any = None, precision: Any = "fp32",
+    visible: Any = "bernoulli", hidden: Any = "bernoulli", logvar: Any = None, visible_offset: Any = None,
+    hidden_offset: Any = None, sample_hidden: Any = False, seed: Any = None, chain_offset: Any = 0, step: Any = 0,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The raw op's arguments, checked."""
     V, H = checked_parameters(name, W, b, c, v if isinstance(v, Tensor) else None)
     v = checked_states(name, "v", v, V, rank=2)
     check_pair(name, visible, hidden, V, H)
     k = check_count(name, "k", k, 0)
     if chains is not None:
         chains = checked_states(name, "chains", chains, V, rank=2)
-    for label, states in (("v", v), ("chains", chains)):
-        if states is not None and (states.shape[0] == 0 or states.device != W.device):
-            raise ValueError(
-                f"{name}: {label} must be at least one row on {W.device}, got {shape_of(states)} on {states.device}"
-            )
+        _check_rows(name, "chains", chains, W)
+    _check_rows(name, "v", v, W)
     if k == 0 and chains is None:
         raise ValueError(f"{name}: k must be at least 1, got 0; the gradient of CD-0 is zero")
-    centers = (visible_offset, "visible_offset", V), (hidden_offset, "hidden_offset", H)
-    for center, label, size in centers:
-        if center is not None:
-            check_float_tensor(name, label, center)
-            if center.shape != (size,) or center.device != W.device:
-                raise ValueError(f"{name}: {label} must have shape ({size},) on {W.device}, got {shape_of(center)}")
     logvar = checked_logvar(name, logvar, W, visible)
-    if visible_offset is not None and logvar is not None:  # weights see v / sigma^2
-        visible_offset = visible_offset * torch.exp(-logvar.detach())
+    if visible_offset is not None:
+        _check_offset(name, "visible_offset", visible_offset, V, W)
+        if logvar is not None:  # weights see v / sigma^2
+            visible_offset = visible_offset * torch.exp(-logvar.detach())
+    if hidden_offset is not None:
+        _check_offset(name, "hidden_offset", hidden_offset, H, W)
     count = v.shape[0] if chains is None else chains.shape[0]
     chain_offset, step = checked_position(name, count, chain_offset, step, 2 * k + (2 if sample_hidden else 0))
-    dW, db, dc, moved, statistics, hidden_mean = _call(
-        v, W, b, c, chains, logvar, visible_offset, hidden_offset,
-        random.as_seed(seed, W.device), k, visible, hidden, checked_precision(name, precision), bool(sample_hidden),
-        chain_offset, step,
+    return (
+        v, W, b, c, chains, logvar, visible_offset, hidden_offset, random.as_seed(seed, W.device), k, visible, hidden,
+        checked_precision(name, precision), bool(sample_hidden), chain_offset, step,
     )  # fmt: skip
-    error = statistics[0] if chains is None else None
-    return RBMGradients(dW, db, dc, moved, error, statistics[1], hidden_mean)
+
+
+def _check_rows(op: str, name: str, states: Tensor, W: Tensor) -> None:
+    if states.shape[0] == 0 or (not (states.is_cpu and W.is_cpu) and states.device != W.device):
+        raise ValueError(
+            f"{op}: {name} must be at least one row on {W.device}, got {shape_of(states)} on {states.device}"
+        )
+
+
+def _check_offset(op: str, name: str, offset: Tensor, size: int, W: Tensor) -> None:
+    check_float_tensor(op, name, offset)
+    if offset.shape != (size,) or offset.device != W.device:
+        raise ValueError(f"{op}: {name} must have shape ({size},) on {W.device}, got {shape_of(offset)}")
