@@ -1,8 +1,9 @@
 """Times contenders side by side and refuses those whose output is wrong.
 
 A ``Case`` is one workload: inputs, contenders, a check of their outputs, and the bytes that any implementation must
-move. ``run_case`` checks every contender first, then times them interleaved, so that a change of the machine's speed
-meets all alike. On a GPU it times with CUDA events over rotating inputs that together exceed the caches.
+move or the arithmetic that it must do: the floor is the longer of the two times. ``run_case`` checks every contender
+first, then times them interleaved, so that a change of the machine's speed meets all alike. On a GPU it times with CUDA
+events over rotating inputs that together exceed the caches.
 
 On the CPU, glibc maps fresh pages for every tensor over 32 MiB, which can cost more than the op; large cases are
 therefore also timed with pages kept (in a process whose ``MALLOC_*`` settings keep them), in rows of their own.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -27,7 +29,7 @@ import torch
 
 from genfast.benchmarks import report
 
-__all__ = ["Case", "Row", "Settings", "copy_bandwidth", "run_case", "run_cases", "write_csv"]
+__all__ = ["Case", "Row", "Settings", "copy_bandwidth", "matmul_rate", "run_case", "run_cases", "write_csv"]
 
 PAGES_KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -71,10 +73,16 @@ class Case:
         dtype: of the input.
         inputs: makes one set of inputs, never zeros.
         contenders: name to function of the inputs. ``"genfast"`` is ours, ``"eager"`` the baseline in plain PyTorch,
-            ``"compiled"`` or ``"compiled ..."`` are torch.compile'd; any other is a rival.
+            ``"compiled"`` or ``"compiled ..."`` are torch.compile'd; ``"genfast ..."`` are ours with other options;
+            any other is a rival.
         check: says what is wrong with a contender's output for given inputs, or None.
         floor_bytes: what any implementation must read and write.
-        targets: pages setting (``"default"``, ``"kept"``) to baseline to the speed-up aimed at.
+        targets: pages setting (``"default"``, ``"kept"``) to baseline, or group, to the speed-up aimed at.
+        floor_flops: floating-point operations of the matrix products that any implementation must compute, in
+            ``dtype``.
+        groups: name to contenders of which a target means the fastest.
+        yardsticks: functions that do a part of the work, timed beside the contenders for comparison, not checked.
+        items: steps in one call; the times of the rows, floors included, are those of one.
     """
 
     op: str
@@ -86,6 +94,10 @@ class Case:
     check: Callable[[tuple[torch.Tensor, ...], Any], str | None]
     floor_bytes: int
     targets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    floor_flops: int = 0
+    groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    yardsticks: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    items: int = 1
 
     @property
     def tensor_bytes(self) -> int:
@@ -175,6 +187,21 @@ def copy_bandwidth(device: str | torch.device, megabytes: int = 256) -> float:
     return 2 * source.nbytes / statistics.median(times)
 
 
+@functools.lru_cache(maxsize=8)
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a large product of PyTorch's, measured once: the floor's other yardstick.
+
+    A product of our own, or one in a lower precision, can beat it: its time is then below the floor.
+    """
+    where = torch.device(device)
+    size = 1024 if where.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=where, dtype=torch.float32).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, device=where, dtype=dtype)
+    torch.mm(a, b, out=out)
+    times = time_interleaved({"product": lambda: torch.mm(a, b, out=out)}, where, seconds=0.3)["product"]
+    return 2 * size**3 / statistics.median(times)
+
+
 def _new_row(case: Case, settings: Settings, name: str) -> Row:
     shape, dtype = "x".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
     return Row(case.op, case.variant, shape, dtype, settings.pages, name, seed=settings.seed)
@@ -206,10 +233,11 @@ def run_case(case: Case, settings: Settings, bandwidth: float) -> list[Row]:
     if device.type == "cuda":
         size = sum(tensor.nbytes for tensor in sets[0])
         sets += [case.inputs() for _ in range(min(64, _ROTATION_BYTES // max(size, 1)))]
-    rows = {name: _new_row(case, settings, name) for name in case.contenders}
+    contenders = {**case.contenders, **case.yardsticks}
+    rows = {name: _new_row(case, settings, name) for name in contenders}
     functions: dict[str, Callable[[], Any]] = {}
-    for name, call in case.contenders.items():
-        wrong = _refusal(case, sets[0], call)
+    for name, call in contenders.items():
+        wrong = _refusal(case, sets[0], call) if name in case.contenders else None
         if wrong is not None:
             rows[name].status = wrong
             continue
@@ -219,13 +247,20 @@ def run_case(case: Case, settings: Settings, bandwidth: float) -> list[Row]:
             functions[name]()
     _synchronize(device)
     times = time_interleaved(functions, device, settings.seconds)
-    floor_us = case.floor_bytes / bandwidth * 1e6 if case.floor_bytes else None
+    floor_us = _floor_us(case, settings, bandwidth)
     for name, samples in times.items():
         row, quartiles = rows[name], statistics.quantiles(samples, n=4)
-        row.low_us, row.median_us, row.high_us = (round(value * 1e6, 3) for value in quartiles)
+        row.low_us, row.median_us, row.high_us = (round(value * 1e6 / case.items, 3) for value in quartiles)
         row.rounds, row.floor_us = len(samples), floor_us
     _compare(list(rows.values()), case, settings)
     return list(rows.values())
+
+
+def _floor_us(case: Case, settings: Settings, bandwidth: float) -> float | None:
+    seconds = case.floor_bytes / bandwidth
+    if case.floor_flops:
+        seconds = max(seconds, case.floor_flops / matmul_rate(settings.device, case.dtype))
+    return seconds / case.items * 1e6 if seconds else None
 
 
 def _endless(sets: Sequence[tuple[torch.Tensor, ...]]) -> Iterable[tuple[torch.Tensor, ...]]:
@@ -235,7 +270,13 @@ def _endless(sets: Sequence[tuple[torch.Tensor, ...]]) -> Iterable[tuple[torch.T
 
 def _compare(rows: list[Row], case: Case, settings: Settings) -> None:
     timed = {row.contender: row.median_us for row in rows if row.median_us is not None}
-    rivals = {name: value for name, value in timed.items() if name != "genfast"}
+    rivals = {
+        name: value
+        for name, value in timed.items()
+        if name.partition(" ")[0] != "genfast" and name not in case.yardsticks
+    }
+    groups = {group: [timed[name] for name in names if name in timed] for group, names in case.groups.items()}
+    baselines = {**timed, **{group: min(values) for group, values in groups.items() if values}}
     compiled = min((value for name, value in timed.items() if name.startswith("compiled")), default=None)
     for row in rows:
         if row.median_us is None:
@@ -250,10 +291,10 @@ def _compare(rows: list[Row], case: Case, settings: Settings) -> None:
         if row.contender == "genfast":
             aims = case.targets.get(settings.pages, {})
             row.targets = "; ".join(
-                f"{timed[name] / row.median_us:.1f}x {name} (target {aim:g}x: "
-                f"{'met' if timed[name] >= aim * row.median_us else 'MISSED'})"
+                f"{baselines[name] / row.median_us:.3g}x {name} (target {aim:g}x: "
+                f"{'met' if baselines[name] >= aim * row.median_us else 'MISSED'})"
                 for name, aim in aims.items()
-                if name in timed
+                if name in baselines
             )
 
 

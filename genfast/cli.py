@@ -13,7 +13,7 @@ from rich.table import Table
 
 __all__ = ["app"]
 
-BENCHMARKS = ("reparameterize_kl", "bernoulli_sample", "overhead")
+BENCHMARKS = ("reparameterize_kl", "bernoulli_sample", "rbm_cd", "rbm_ais", "gemm", "overhead")
 
 app = typer.Typer(
     help="genfast: fused kernels for generative models in PyTorch.",
@@ -33,6 +33,19 @@ def _need(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         _stop(f"this command needs {error.name}; install it with `pip install {package}`")
+
+
+def _check_device(what: str, device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        _stop(str(error).splitlines()[0])
+    if kind not in ("cpu", "cuda"):
+        _stop(f"{what} on cpu or cuda, not on {device}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        _stop("torch finds no CUDA device here; choose --device cpu, or see `genfast info`")
 
 
 @app.command()
@@ -78,7 +91,7 @@ def verify(context: typer.Context) -> None:
 def bench(
     ops: Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases: about 40 seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases: about a minute.")] = False,
     compiled: Annotated[bool, typer.Option(help="Let torch.compile take part.")] = True,
     seconds: Annotated[float | None, typer.Option(help="Time spent on each case.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
@@ -86,19 +99,10 @@ def bench(
     plot: Annotated[bool, typer.Option("--plot", help="Draw the CSV as a PNG beside it.")] = False,
 ) -> None:
     """Times genfast's ops against eager and compiled PyTorch and against the floor, losses included."""
-    import torch
-
     for name in ops or ():
         if name not in BENCHMARKS:
             _stop(f"unknown benchmark {name!r}: choose among {', '.join(BENCHMARKS)}")
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        _stop(str(error).splitlines()[0])
-    if kind not in ("cpu", "cuda"):
-        _stop(f"benchmarks run on cpu or cuda, not on {device}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        _stop("torch finds no CUDA device here; choose --device cpu, or see `genfast info`")
+    _check_device("benchmarks run", device)
     if plot and csv is None:
         _stop("--plot draws the CSV: give --csv PATH too")
     if plot:
@@ -144,6 +148,78 @@ def demo(
     from genfast.demo import run
 
     run(out, quick=quick, console=console)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="rbm or dbn.")],
+    data: Annotated[str, typer.Option(help="digits, idx:PATH (MNIST's format) or csv:PATH, gzipped or not.")],
+    hidden: Annotated[str, typer.Option(help="Hidden units; of a dbn those of each layer: 500,500,2000.")] = "500",
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows; for a dbn, a layer.")] = 10,
+    batch: Annotated[int, typer.Option(help="Rows a gradient.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="On the weights, not on the biases.")] = 0.0,
+    method: Annotated[str, typer.Option(help="cd, pcd, fpcd (fast weights) or pt (parallel tempering).")] = "cd",
+    k: Annotated[int, typer.Option("--k", help="Gibbs steps a gradient.")] = 1,
+    temperatures: Annotated[int, typer.Option(help="Of method pt.")] = 10,
+    visible: Annotated[str, typer.Option(help="bernoulli, gaussian or softmax:K.")] = "bernoulli",
+    centered: Annotated[bool, typer.Option("--centered/--no-centered", help="The centered gradient.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or split.")] = "fp32",
+    binarize: Annotated[str, typer.Option(help="threshold, sample or none, for bernoulli units.")] = "threshold",
+    scale: Annotated[float | None, typer.Option(help="Divide the data by this.")] = None,
+    held_out: Annotated[float, typer.Option(help="Fraction of the rows to measure on.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of weights, split, order and noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    out: Annotated[Path, typer.Option(help="The checkpoint; its log ends in .log.csv.")] = Path("model.safetensors"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --out, with its options.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew though --out exists.")] = False,
+) -> None:
+    """Trains a restricted Boltzmann machine, or a deep belief network layer by layer."""
+    _check_device("training runs", device)
+    _need("safetensors", "safetensors")
+    if data == "digits":
+        _need("sklearn", "genfast[examples]")
+    from genfast.training import command
+
+    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    values = {name: value for name, value in context.params.items() if name in command.FIELDS}
+    try:
+        values["hidden"] = tuple(int(units) for units in hidden.split(","))
+    except ValueError:
+        _stop(f"--hidden takes numbers separated by commas, got {hidden!r}")
+    try:
+        command.train(values, given, data, device, out, resume, overwrite, console)
+    except (OSError, TypeError, ValueError) as error:
+        _stop(str(error))
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="A checkpoint of `genfast train`.")],
+    n: Annotated[int, typer.Option("--n", help="Number of chains.")] = 64,
+    steps: Annotated[int, typer.Option(help="Gibbs steps of each chain.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
+    beta: Annotated[float, typer.Option(help="Inverse temperature.")] = 1.0,
+    means: Annotated[bool, typer.Option("--means", help="Means of the visible units in place of draws.")] = False,
+    clamp: Annotated[
+        Path | None, typer.Option(help="CSV of 1 or N rows of values to keep; empty cells and nan are free.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="Of a picture, as 28x28, where the data do not say.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    out: Annotated[Path, typer.Option(help="A .png, .csv or .safetensors file.")] = Path("samples.png"),
+) -> None:
+    """Draws fantasy particles from a trained model."""
+    _check_device("sampling runs", device)
+    _need("safetensors", "safetensors")
+    from genfast.training import command
+
+    try:
+        command.sample(model, n, steps, seed, beta, means, clamp, shape, device, out)
+    except (OSError, TypeError, ValueError) as error:
+        _stop(str(error))
+    console.print(f"wrote {out}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 import genfast
 from genfast.benchmarks import harness, report
-from genfast.benchmarks.ops import bernoulli_sample, reparameterize_kl
+from genfast.benchmarks.ops import bernoulli_sample, gemm, rbm_ais, rbm_cd, reparameterize_kl
 
 QUICK = harness.Settings(quick=True, compiled=False, seconds=0.02)
 
@@ -182,3 +182,150 @@ def test_copy_bandwidth_is_that_of_a_copy():
     times = harness.time_interleaved({"copy": lambda: target.copy_(source)}, torch.device("cpu"), 0.1)["copy"]
     measured = harness.copy_bandwidth("cpu", megabytes=32)
     assert measured == pytest.approx(2 * source.nbytes / sorted(times)[len(times) // 2], rel=0.6)
+
+
+# ---- floors in operations, groups, yardsticks and steps ----
+
+
+def test_arithmetic_sets_the_floor_where_it_takes_longer():
+    rate = harness.matmul_rate("cpu", torch.float32)
+    for flops, floor_bytes, wanted in ((2_000_000, 0, 2e12 / rate), (1, 5000, 5000), (0, 5000, 5000)):
+        found = case({"genfast": sleeper(1)}, floor_bytes=floor_bytes, floor_flops=flops)
+        (row,) = harness.run_case(found, QUICK, 1e6)
+        assert row.floor_us == pytest.approx(wanted, rel=1e-6)
+        assert row.vs_floor == pytest.approx(row.median_us / wanted, rel=1e-6)
+
+
+def test_matmul_rate_counts_the_operations_of_what_it_times(monkeypatch):
+    shapes = []
+
+    def timed(functions, device, seconds):
+        (call,) = functions.values()
+        shapes.append(call().shape)
+        return {name: [0.5, 0.25, 1.0] for name in functions}
+
+    monkeypatch.setattr(harness, "time_interleaved", timed)
+    rate = harness.matmul_rate.__wrapped__("cpu", torch.float32)
+    ((rows, columns),) = shapes
+    assert rate == 2 * rows * columns * rows / 0.5
+
+
+def test_groups_yardsticks_and_own_variants():
+    contenders = {"genfast": sleeper(2), "eager": sleeper(8), "compiled": sleeper(4), "genfast bf16": sleeper(1)}
+    found = case(
+        contenders,
+        groups={"PyTorch's best": ("eager", "compiled", "absent")},
+        yardsticks={"half of it": sleeper(0, lambda x: None)},
+        targets={"default": {"PyTorch's best": 1.5, "absent": 9.0}},
+    )
+    rows = by_name(harness.run_case(found, QUICK, 1e6))
+    ours = rows["genfast"]
+    assert ours.best_rival == "compiled"  # neither the yardstick nor our own variant
+    assert ours.vs_best_rival == pytest.approx(2, rel=0.25)
+    assert ours.targets.endswith("PyTorch's best (target 1.5x: met)")
+    assert rows["half of it"].status == "ok"  # though its output is not x + 1
+    assert rows["half of it"].median_us < 1000
+
+
+def test_times_are_those_of_one_item():
+    found = case({"genfast": sleeper(4)}, floor_bytes=1000, items=4)
+    (row,) = harness.run_case(found, QUICK, 1e6)
+    assert row.median_us == pytest.approx(1000, rel=0.4)
+    assert row.floor_us == 250
+
+
+# ---- RBMs ----
+
+
+def test_cd_check_finds_each_fault():
+    torch.manual_seed(0)
+    inputs = v, W, b, c = rbm_cd.example(60, 40, 1024, "cpu")
+    for k in (1, 3):
+        assert rbm_cd.check(inputs, rbm_cd.plain(*inputs, k), k) is None
+        assert rbm_cd.check(inputs, rbm_cd.ours(*inputs, k), k) is None
+        assert rbm_cd.check(inputs, rbm_cd.ours(*inputs, k, "split"), k) is None
+        assert rbm_cd.check(inputs, rbm_cd.ours(*inputs, k, "bf16"), k) is None
+        assert rbm_cd.check(inputs, rbm_cd._plain_bf16(*inputs, k), k) is None
+    dW, db, dc, chains = rbm_cd.plain(*inputs, 1)
+    assert "dW" in rbm_cd.check(inputs, (dW * 1.0001, db, dc, chains), 1)
+    assert "db" in rbm_cd.check(inputs, (dW, -db, dc, chains), 1)
+    assert "dc" in rbm_cd.check(inputs, (dW, db, dc + 1e-4, chains), 1)
+    assert "rows of 0 and 1" in rbm_cd.check(inputs, (dW, db, dc, chains * 0.5), 1)
+
+    def consistent(chains, k=1):
+        """The right gradients of wrong chains."""
+        mean, data = torch.sigmoid(chains @ W + c), torch.sigmoid(v @ W + c)
+        dW = (chains.T @ mean - v.T @ data) / len(v)
+        return rbm_cd.check(inputs, (dW, chains.mean(0) - v.mean(0), mean.mean(0) - data.mean(0), chains), k)
+
+    assert consistent(chains) is None
+    shuffled = chains[torch.randperm(len(v))]  # chains that started at other rows
+    assert "resemblance" in consistent(shuffled)
+    assert "sigma" in consistent(rbm_cd.plain(v, W, torch.zeros_like(b), c, 1)[3])
+    assert "sigma" in consistent(rbm_cd.plain(v, W, b, torch.zeros_like(c), 1)[3])
+    assert "sigma" in consistent((torch.sigmoid(torch.sigmoid(v @ W + c) @ W.T + b) > 0.5).float())
+    assert "sigma" in consistent(rbm_cd.plain(*inputs, 10)[3])  # too many steps
+
+
+def test_cd_update_check_finds_each_fault():
+    torch.manual_seed(0)
+    inputs = _, W, *_ = rbm_cd._untrained(60, 40, 128, "cpu")
+    calls = rbm_cd._updates(inputs)
+    assert set(calls) == {"genfast", "eager", "scikit-learn"}
+    for name, call in calls.items():
+        assert rbm_cd.check_update(inputs, call().clone()) is None, name
+    assert "relative error" in rbm_cd.check_update(inputs, W)
+    dW = rbm_cd.plain(*inputs, 1)[0]
+    assert rbm_cd.check_update(inputs, W - rbm_cd.RATE * dW) is None
+    assert "relative error" in rbm_cd.check_update(inputs, W + rbm_cd.RATE * dW)
+    assert "relative error" in rbm_cd.check_update(inputs, W - 2 * rbm_cd.RATE * dW)
+
+
+def test_ais_check_finds_each_fault():
+    torch.manual_seed(0)
+    found = rbm_ais._case(60, 40, 100, 10, QUICK, compiled=False)
+    W, b, c = inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    right = rbm_ais.plain(*inputs, 100, 10)
+    assert "spread" in found.check(inputs, right.mean() + 2 * (right - right.mean()))
+    assert "sigma" in found.check(inputs, rbm_ais.plain(W, torch.zeros_like(b), c, 100, 10))
+    assert "sigma" in found.check(inputs, rbm_ais.plain(W, b, c + 0.5, 100, 10))
+    assert "finite" in found.check(inputs, right * float("nan"))
+
+
+def test_gemm_check_finds_each_fault():
+    torch.manual_seed(0)
+    for found in gemm.cases(QUICK):
+        inputs = found.inputs()
+        assert found.check(inputs, found.contenders["genfast"](*inputs)) is None
+        out = found.contenders["eager"](*inputs)
+        assert "relative error" in found.check(inputs, out * (1 + 2e-6))
+        assert "shape" in found.check(inputs, out[:3])
+    assert {c.variant.split(",")[0] for c in gemm.cases(QUICK)} == {"A B", "A B'", "A' B"}
+
+
+def test_rbm_cases_state_the_documented_targets_and_floors(monkeypatch):
+    monkeypatch.setattr(rbm_cd, "_has_fast_bf16", lambda device: False)
+    full = harness.Settings(compiled=False)
+    found = {}
+    for c in rbm_cd.cases(full):
+        visible, hidden = c.shape
+        batch = int(c.variant.rsplit(" ", 1)[1])
+        k = int(c.variant.split("-")[1].split(",")[0]) if c.variant.startswith("CD") else 1
+        assert c.floor_flops == 2 * visible * hidden * batch * (2 * k + 3)
+        found[visible, hidden, batch, c.variant.split(",")[0]] = c.targets.get("default")
+    best = "PyTorch's best"
+    assert found == {
+        **{(784, 500, batch, f"CD-{k}"): {best: 1.35} for batch in (128, 1024) for k in (1, 10)},
+        **{(256, 64, 64, f"CD-{k}"): {best: 2.5} for k in (1, 10)},
+        (4096, 1024, 1024, "CD-1"): None,
+        **{(784, 500, batch, "PCD-1 update"): {"scikit-learn": 4.0} for batch in (128, 1024)},
+    }
+    (ais,) = rbm_ais.cases(full)
+    assert ais.targets == {"default": {best: 3.0}}
+    assert ais.floor_flops == 4 * 784 * 500 * 100 * ais.items
+    monkeypatch.setattr(rbm_cd, "_has_fast_bf16", lambda device: True)
+    c = rbm_cd.cases(full)[0]
+    assert c.targets == {}
+    assert {"genfast split", "genfast bf16", "eager bf16"} < set(c.contenders)

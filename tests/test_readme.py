@@ -45,8 +45,8 @@ def test_the_table_claims_no_gpu_run_that_no_ledger_holds():
     if list(ROOT.glob("benchmarks/results/*/verified.json")):
         pytest.skip("a ledger is committed")
     for cpp, triton, cuda, verified in table().values():
-        assert cpp == "yes"
-        assert triton == cuda == "not yet run on a GPU"
+        assert cpp in ("yes", "plain PyTorch")
+        assert {triton, cuda} <= {"not yet run on a GPU", "plain PyTorch"}
         assert verified == "none"
 
 

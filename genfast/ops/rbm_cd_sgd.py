@@ -88,7 +88,7 @@ def rbm_cd_sgd_(
             raise ValueError(f"{name}: W, b, c and their velocities must be contiguous and on one device")
     rates = float(lr), float(momentum), float(weight_decay)
 
-    arguments = raw_arguments(name, v, W, b, c, **options)
+    arguments: Any = raw_arguments(name, v, W, b, c, **options)
     run = _dispatch.select(raw_op, W, arguments)
     fused = run is cpu.cd and W.dtype is torch.float32
     if fused:

@@ -1,0 +1,281 @@
+"""Readers of data for training: scikit-learn's digits, idx files (MNIST's format) and CSV; nothing is unpickled."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["BINARIZE", "Rows", "binarize", "digits", "one_hot", "read_csv", "read_idx", "read_rows"]
+
+BINARIZE = ("threshold", "sample", "none")
+
+_LARGEST = float(np.finfo(np.float32).max)
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+class Rows(NamedTuple):
+    """Data, one row an example."""
+
+    values: Tensor  # [N, V], float32
+    shape: tuple[int, ...] | None  # of an example that is an image, with V elements; None for a plain row
+
+
+def digits() -> Rows:
+    """scikit-learn's 1,797 handwritten 8 x 8 digits, scaled to [0, 1].
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn (``pip install genfast[examples]``).
+
+    Examples:
+        >>> digits().values.shape
+        torch.Size([1797, 64])
+    """
+    from sklearn import datasets
+
+    images = torch.tensor(datasets.load_digits().images, dtype=torch.float32)
+    return Rows(images.flatten(1) / 16, (8, 8))
+
+
+def read_rows(source: str, scale: float | None = None) -> Rows:
+    """Reads ``digits``, ``idx:PATH`` or ``csv:PATH``.
+
+    Args:
+        source: what to read.
+        scale: divide the values by this; None for 1, and for what ``digits`` and ``read_idx`` do themselves.
+
+    Raises:
+        FileNotFoundError: for a file that is not there.
+        ModuleNotFoundError: for ``digits`` without scikit-learn.
+        ValueError: for another kind of source, or a file that is not what it should be.
+
+    Examples:
+        >>> read_rows("digits", scale=0.5).values.max()
+        tensor(2.)
+    """
+    kind, _, path = source.partition(":")
+    if source == "digits":
+        rows = digits()
+    elif kind == "idx" and path:
+        rows = read_idx(path)
+    elif kind == "csv" and path:
+        rows = Rows(read_csv(path), None)
+    else:
+        raise ValueError(f"data {source!r} is unknown; choose digits, idx:PATH or csv:PATH")
+    if scale is None:
+        return rows
+    if not (math.isfinite(scale) and scale != 0):
+        raise ValueError(f"scale must be a finite number other than 0, got {scale:g}")
+    return Rows(rows.values / scale, rows.shape)
+
+
+def _read_bytes(path: Path | str) -> bytes:
+    """The file's contents, unpacked if it is a gzip file, whatever its name."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from None
+
+
+def read_idx(path: Path | str) -> Rows:
+    """Reads an idx file, the format of MNIST's images, gzipped or not.
+
+    Args:
+        path: of a file with at least two dimensions, the first of which counts the examples. Unsigned bytes are divided
+            by 255, other types are left as they are.
+
+    Returns:
+        The examples, flat, and the shape of one of them; values are finite.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: for a file of another format or length, without examples, or with NaN or infinity.
+
+    Source: the format's description with the MNIST database, http://yann.lecun.com/exdb/mnist.
+    """
+    content = _read_bytes(path)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
+        raise ValueError(
+            f"{path} is not an idx file: it starts with {content[:4].hex(' ') or 'nothing'}, not with 00 00, a type "
+            "(08 for bytes) and the number of dimensions"
+        )
+    dtype, rank = np.dtype(_IDX_TYPES[content[2]]), content[3]
+    if rank < 2:
+        raise ValueError(f"{path} has {rank} dimension(s): it holds labels, not images; labels are not needed")
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise ValueError(f"{path} ends within its header")
+    shape = struct.unpack(f">{rank}I", content[4:start])
+    wanted, found = math.prod(shape) * dtype.itemsize, len(content) - start
+    if wanted != found:
+        raise ValueError(f"{path} promises {'x'.join(map(str, shape))} values, {wanted} bytes, but holds {found}")
+    if math.prod(shape) == 0:
+        raise ValueError(f"{path} holds no values: its shape is {'x'.join(map(str, shape))}")
+    stored = np.frombuffer(content, dtype, offset=start).reshape(shape[0], -1)
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(stored.astype(np.float32))
+    if content[2] == 0x08:
+        values /= 255
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        raise ValueError(f"{path}: example {int(bad[0, 0])} (from 0) has a value that is NaN or too large for float32")
+    return Rows(values, tuple(shape[1:]))
+
+
+def read_csv(path: Path | str, *, missing: bool = False) -> Tensor:
+    """Reads a table of numbers separated by commas, semicolons, tabs or spaces, gzipped or not.
+
+    Args:
+        path: of the file, UTF-8. A first line without any number is a header, and is skipped, as are empty lines.
+        missing: allow empty cells and ``nan``, and return NaN for them.
+
+    Returns:
+        [rows, columns], float32.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: for a file without numbers, a line of another length than the first, or a cell that is empty, no
+            number, NaN or infinite; it names the line and the column.
+
+    Examples:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "rows.csv"
+        >>> _ = path.write_text("a,b\\n1,2\\n3,4.5\\n")
+        >>> read_csv(path)
+        tensor([[1.0000, 2.0000],
+                [3.0000, 4.5000]])
+    """
+    try:
+        text = _read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8; is it a CSV file?") from None
+    lines = [(number, line) for number, line in enumerate(io.StringIO(text), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    first = lines[0][1]
+    delimiter = max(",;\t", key=first.count)
+    if delimiter not in first:
+        delimiter = " "
+    if not any(_is_number(cell) for cell in _cells(first, delimiter)):
+        del lines[0]
+    if not lines:
+        raise ValueError(f"{path} holds a header and no numbers")
+    if not missing:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                values = torch.from_numpy(
+                    np.loadtxt(
+                        (line for _, line in lines), np.float32, comments=None, ndmin=2, quotechar='"',
+                        delimiter=None if delimiter == " " else delimiter,
+                    )
+                )  # fmt: skip
+            if bool(torch.isfinite(values).all()):
+                return values
+        except (ValueError, Warning):
+            pass
+    return torch.tensor(_parse(path, lines, delimiter, missing), dtype=torch.float32)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == " ":
+        return line.split()
+    return [cell.strip() for cell in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell
+
+
+def _parse(path: Path | str, lines: list[tuple[int, str]], delimiter: str, missing: bool) -> list[list[float]]:
+    """The slow way, which says what is wrong and where."""
+    rows: list[list[float]] = []
+    for number, line in lines:
+        cells = _cells(line, delimiter)
+        if rows and len(cells) != len(rows[0]):
+            raise ValueError(f"{path}, line {number}: {len(cells)} columns, the lines before have {len(rows[0])}")
+        row = []
+        for column, cell in enumerate(cells, 1):
+            where = f"{path}, line {number}, column {column}"
+            if not cell and missing:
+                cell = "nan"
+            if not cell:
+                raise ValueError(f"{where}: the cell is empty")
+            if not _is_number(cell):
+                raise ValueError(f"{where}: {cell[:40]!r} is no number")
+            value = float(cell)
+            if abs(value) > _LARGEST or (math.isnan(value) and not missing):
+                raise ValueError(f"{where}: {cell[:40]} is not a finite float32 number")
+            row.append(value)
+        rows.append(row)
+    return rows
+
+
+def binarize(values: Tensor, how: str, generator: torch.Generator | None = None) -> Tensor:
+    """Makes 0 and 1 of values in [0, 1].
+
+    Args:
+        values: any shape.
+        how: ``"threshold"``: 1 from 0.5 on; ``"sample"``: 1 with the value as its probability; ``"none"``: as it is.
+        generator: of the samples, on the CPU; None for torch's default one.
+
+    Raises:
+        ValueError: for another ``how``.
+
+    Examples:
+        >>> binarize(torch.tensor([0.2, 0.5, 1.0]), "threshold")
+        tensor([0., 1., 1.])
+    """
+    if how == "threshold":
+        return (values >= 0.5).to(values.dtype)
+    if how == "sample":
+        uniforms = torch.rand(values.shape, generator=generator, device="cpu")
+        return (uniforms.to(values.device) < values).to(values.dtype)
+    if how == "none":
+        return values
+    raise ValueError(f"binarize must be one of {', '.join(BINARIZE)}, got {how!r}")
+
+
+def one_hot(values: Tensor, categories: int) -> Tensor:
+    """Category numbers [N, V] as softmax states [N, V * categories]; NaN gives a group of NaN.
+
+    Raises:
+        ValueError: if a value is no integer from 0 to categories - 1.
+
+    Examples:
+        >>> one_hot(torch.tensor([[2.0, 0.0]]), 3)
+        tensor([[0., 0., 1., 1., 0., 0.]])
+    """
+    known = ~torch.isnan(values)
+    chosen = torch.where(known, values, 0)
+    bad = ((chosen != chosen.round()) | (chosen < 0) | (chosen >= categories)).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise ValueError(
+            f"softmax:{categories} units hold integers from 0 to {categories - 1}; row {row}, column {column} (from 0) "
+            f"is {values[row, column].item():g}"
+        )
+    states = torch.nn.functional.one_hot(chosen.long(), categories).to(values.dtype)
+    return states.masked_fill(~known.unsqueeze(-1), math.nan).flatten(1)
