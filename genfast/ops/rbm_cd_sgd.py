@@ -88,11 +88,11 @@ def rbm_cd_sgd_(
             raise ValueError(f"{name}: W, b, c and their velocities must be contiguous and on one device")
     rates = float(lr), float(momentum), float(weight_decay)
 
-    arguments: Any = raw_arguments(name, v, W, b, c, **options)
+    arguments = raw_arguments(name, v, W, b, c, **options)
     run = _dispatch.select(raw_op, W, arguments)
     fused = run is cpu.cd and W.dtype is torch.float32
     if fused:
-        results = cpu.cd(*arguments, (None if velocity is None else velocity[0], *rates))
+        results = cpu.cd(*arguments, descent=(None if velocity is None else velocity[0], *rates))  # type: ignore[misc]
         torch.autograd.graph.increment_version(W)
     else:
         results = raw_op(*arguments)
