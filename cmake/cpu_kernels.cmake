@@ -2,6 +2,21 @@
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64|i[3-6]86)$")
   set(GENFAST_X86 ON)
+  # Old compilers and assemblers lack AMX: its namespace is then left out.
+  set(genfast_amx_flags -mavx512bf16 -mamx-tile -mamx-bf16)
+  include(CheckCXXSourceCompiles)
+  list(JOIN genfast_amx_flags " " CMAKE_REQUIRED_FLAGS)
+  set(CMAKE_REQUIRED_FLAGS "${CMAKE_REQUIRED_FLAGS} -mavx512f")
+  check_cxx_source_compiles(
+    "#include <immintrin.h>
+    int main() {
+      _tile_zero(0);
+      _tile_dpbf16ps(0, 1, 2);
+      _tile_release();
+      return sizeof(_mm512_cvtne2ps_pbh(_mm512_set1_ps(1), _mm512_set1_ps(2))) == 64 ? 0 : 1;
+    }"
+    GENFAST_WITH_AMX)
+  unset(CMAKE_REQUIRED_FLAGS)
 endif()
 
 function(genfast_cpu_target target)
@@ -9,6 +24,9 @@ function(genfast_cpu_target target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -fno-math-errno -fno-trapping-math)
   if(GENFAST_X86)
     target_compile_definitions(${target} PRIVATE GENFAST_X86)
+  endif()
+  if(GENFAST_WITH_AMX)
+    target_compile_definitions(${target} PRIVATE GENFAST_WITH_AMX)
   endif()
   if(GENFAST_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1)
@@ -25,10 +43,14 @@ function(genfast_add_cpu_kernels name)
   if(GENFAST_X86)
     list(APPEND isas avx2 avx512)
   endif()
+  if(GENFAST_WITH_AMX)
+    list(APPEND isas amx)
+  endif()
   set(flags_baseline -DGENFAST_VEC_PLAIN)
   set(flags_avx2 -DGENFAST_VEC_AVX2 -mavx2 -mfma -mf16c)
   set(flags_avx512 -DGENFAST_VEC_AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
                    -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized) # GCC bug 105593
+  set(flags_amx ${flags_avx512} -DGENFAST_AMX ${genfast_amx_flags})
   foreach(isa ${isas})
     add_library(${name}_${isa} OBJECT ${ARGN})
     genfast_cpu_target(${name}_${isa})

@@ -24,16 +24,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return genfast::isa_name(genfast::current_isa()); });
   m.def("cpu_isas", [] {
     py::list names;
-    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    for (Isa isa : genfast::kIsas) {
       if (genfast::isa_available(isa)) names.append(genfast::isa_name(isa));
     }
     return names;
   });
   m.def("set_cpu_isa", [](const std::string& name) {
-    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    for (Isa isa : genfast::kIsas) {
       if (name == genfast::isa_name(isa)) return genfast::set_isa(isa);
     }
-    throw std::invalid_argument("unknown instruction set '" + name + "': choose baseline, avx2 or avx512");
+    throw std::invalid_argument("unknown instruction set '" + name + "': choose baseline, avx2, avx512 or amx");
   });
   genfast::current_isa();  // a wrong GENFAST_CPU is reported at import
 }

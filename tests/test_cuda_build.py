@@ -16,6 +16,9 @@ SOURCES = {
     "reparameterize": "kernels/cuda/vae/reparameterize.cu",
     "bernoulli_sample": "kernels/cuda/rbm/bernoulli_sample.cu",
 }
+RBM_SOURCES = {
+    name: f"kernels/cuda/rbm/{name}.cu" for name in ("rbm_half_step", "rbm_gibbs", "rbm_free_energy", "rbm_cd")
+}
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
@@ -47,10 +50,60 @@ def find_cuobjdump() -> str | None:
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", [*SOURCES, *RBM_SOURCES])
 @pytest.mark.parametrize("architecture", ["80", "100", "120"])
 def test_compiles_without_spills(name, architecture, tmp_path):
-    build(SOURCES[name], architecture, tmp_path / "kernel.cubin")
+    build((SOURCES | RBM_SOURCES)[name], architecture, tmp_path / "kernel.cubin")
+
+
+def instructions_of(cubin: pathlib.Path, wanted: str) -> dict[str, list[str]]:
+    """Function to those of its instructions that begin with ``wanted``, a pattern, in order."""
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("needs cuobjdump, from the triton or the nvidia-cuda-cuobjdump wheel")
+    sass = subprocess.run([cuobjdump, "-sass", cubin], capture_output=True, text=True, check=True).stdout
+    functions = {}
+    for part in re.split(r"\n\s+Function : ", sass)[1:]:
+        functions[part.split("\n", 1)[0].strip()] = re.findall(rf"\b(?:{wanted})(?:\.[A-Z0-9]+)*", part)
+    assert functions
+    return functions
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.parametrize("name", RBM_SOURCES)
+@pytest.mark.parametrize("architecture", ["90a"])
+def test_machine_code_of_rbm_kernels(name, architecture, tmp_path):
+    cubin = tmp_path / "kernel.cubin"
+    build(RBM_SOURCES[name], architecture, cubin)
+    functions = instructions_of(cubin, "HMMA|LDSM|LDGSTS|LDL|STL|LDS|MUFU|REDG|ATOMG")
+    kinds = {"half_step_kernel": 0, "resident_kernel": 0}
+    for function, instructions in functions.items():
+        assert not any(i.startswith(("LDL", "STL", "ATOMG")) for i in instructions), function
+        kind = next((kind for kind in kinds if kind in function), None)
+        if kind is None:
+            continue
+        kinds[kind] += 1
+        assert "MUFU.EX2" in instructions, function
+        products = [i for i in instructions if i.startswith("HMMA")]
+        assert products, function
+        assert set(products) == {"HMMA.16816.F32.BF16"}, function
+        if kind == "half_step_kernel":
+            tile = re.search(r"TileILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi\d+EEELb([01])E", function)
+            assert tile is not None, function
+            x_parts, w_parts, rows, units, row_warps, unit_warps, up = (int(group) for group in tile.groups())
+            pairs = sum(i + j <= 2 for i in range(x_parts) for j in range(w_parts))
+            fragments = (rows // row_warps // 16) * (units // unit_warps // 8)
+            assert len(products) == 2 * pairs * fragments, function  # one step of 32 inputs, unrolled
+            assert any(i.startswith("LDGSTS.E.BYPASS.128") for i in instructions), function
+            assert ("LDSM.16.MT88.4" in instructions) == bool(up), function
+            assert "LDSM.16.M88.4" in instructions, function
+        else:
+            assert "LDS.64" in instructions, function  # both registers of a fragment of W
+            assert any(i.startswith("REDG.E.ADD") for i in instructions), function
+    assert kinds == {
+        "rbm_half_step": {"half_step_kernel": 18, "resident_kernel": 0},
+        "rbm_gibbs": {"half_step_kernel": 0, "resident_kernel": 2},
+    }.get(name, {"half_step_kernel": 0, "resident_kernel": 0})
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")

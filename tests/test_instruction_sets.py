@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 AVX = re.compile(r"\t(?:v[a-z]|[kt]\w*tile|tdp|tile)|%ymm|%zmm")
-AVX512 = re.compile(r"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%tmm|\ttile")
+TILE = re.compile(r"%tmm|\t(?:tile|tdp|[ls]dtilecfg|sttilecfg)")
+AVX512 = re.compile(rf"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])\b|{TILE.pattern}")
+# Of AMX only: bfloat16 conversions of AVX512_BF16 come with it.
+AMX = re.compile(rf"{TILE.pattern}|\tvcvtne2?ps2?bf16|\tvdpbf16ps")
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or not shutil.which("objdump") or not shutil.which("nm"),
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 def isa_of(path: Path) -> str:
     """The instruction set of an object: that of its folder genfast_<library>_<isa>.dir, or none."""
     folder = next(part for part in path.parts if part.endswith(".dir"))
-    return next((isa for isa in ("baseline", "avx2", "avx512") if folder.endswith(f"_{isa}.dir")), "none")
+    return next((isa for isa in ("baseline", "avx2", "avx512", "amx") if folder.endswith(f"_{isa}.dir")), "none")
 
 
 def newest_build() -> Path | None:
@@ -40,10 +43,12 @@ def objects() -> dict[str, list[Path]]:
     build = newest_build()
     if build is None:
         pytest.skip("no build folder: an editable or local install leaves one")
-    found: dict[str, list[Path]] = {"none": [], "baseline": [], "avx2": [], "avx512": []}
+    found: dict[str, list[Path]] = {"none": [], "baseline": [], "avx2": [], "avx512": [], "amx": []}
     for path in sorted(build.glob("CMakeFiles/**/*.o")):
         if ".dir" in str(path) and "genfast_cuda.dir" not in str(path) and "CompilerId" not in str(path):
             found[isa_of(path)].append(path)
+    if "GENFAST_WITH_AMX:INTERNAL=1" not in (build / "CMakeCache.txt").read_text():
+        del found["amx"]  # the compiler does not know it
     assert all(found.values()), f"objects of some instruction set are missing in {build}"
     return found
 
@@ -57,7 +62,7 @@ def offending(path: Path, pattern: re.Pattern[str]) -> list[str]:
     return [line for line in disassembly(path) if pattern.search(line)]
 
 
-@pytest.mark.parametrize(("isa", "forbidden"), [("none", AVX), ("baseline", AVX), ("avx2", AVX512)])
+@pytest.mark.parametrize(("isa", "forbidden"), [("none", AVX), ("baseline", AVX), ("avx2", AVX512), ("avx512", AMX)])
 def test_objects_use_only_their_instructions(objects, isa, forbidden):
     for path in objects[isa]:
         assert not offending(path, forbidden)[:3], path
@@ -66,6 +71,67 @@ def test_objects_use_only_their_instructions(objects, isa, forbidden):
 def test_check_sees_the_instructions(objects):
     assert any(offending(path, AVX512) for path in objects["avx512"])
     assert any(offending(path, AVX) for path in objects["avx2"])
+    if "amx" in objects:
+        assert any(offending(path, TILE) for path in objects["amx"])
+        assert any(offending(path, re.compile("\tvcvtne2ps2bf16")) for path in objects["amx"])
+
+
+def innermost_loops(path: Path) -> list[list[str]]:
+    """Instructions of each innermost loop: from the target of a backward jump to the jump, with no other one inside."""
+    loops: list[list[str]] = []
+    lines: list[tuple[int, str]] = []
+    for line in disassembly(path):
+        match = re.match(r"\s*([0-9a-f]+):\t(.*)", line)
+        if not match:
+            lines = []  # the next function or section
+            continue
+        lines.append((int(match[1], 16), match[2]))
+        jump = re.match(r"j\w+\s+([0-9a-f]+)\b", match[2])
+        if jump and int(jump[1], 16) <= lines[-1][0]:
+            body = [text for address, text in lines if address >= int(jump[1], 16)]
+            backward = [text for text in body[:-1] if re.match(r"j\w+\s", text)]
+            if not backward:
+                loops.append(body)
+    return loops
+
+
+def count(loop: list[str], pattern: str) -> int:
+    return sum(bool(re.match(pattern, text)) for text in loop)
+
+
+def product_objects(objects: dict[str, list[Path]], isa: str) -> list[Path]:
+    stems = ("gemm_cpu", "rbm_rows_cpu", "rbm_gradient_cpu")
+    found = [path for path in objects[isa] if path.name.startswith(stems)]
+    assert len(found) == len(stems)
+    return found
+
+
+@pytest.mark.parametrize(("isa", "rows", "register"), [("avx2", 6, "ymm"), ("avx512", 12, "zmm")])
+def test_inner_product_stays_in_registers(objects, isa, rows, register):
+    """Two multiply-adds a row and step, two loads of B, a broadcast a row (alone or in a multiply-add), no store."""
+    for path in product_objects(objects, isa):
+        whole = [loop for loop in innermost_loops(path) if count(loop, rf"vfmadd\w+ps\s.*%{register}") == 2 * rows]
+        assert whole, path
+        for loop in whole:
+            assert not [text for text in loop if re.match(rf"vmov\w+\s+%{register}\d+,.*\(", text)], "a store"
+            assert not [text for text in loop if "%rsp" in text], "a spill"
+            broadcasts = count(loop, r"vbroadcastss\s") + sum("{1to16}" in text for text in loop)
+            assert rows <= broadcasts <= 2 * rows
+            assert count(loop, rf"vmovups\s.*\(.*%{register}") <= 2
+
+
+def test_tile_product_keeps_its_sums_in_tiles(objects):
+    """Products and loads of a step of the four 32 x 32 kernels, as micro_kernel_amx.h counts them, and no store."""
+    if "amx" not in objects:
+        pytest.skip("built without AMX")
+    for path in product_objects(objects, "amx"):
+        loops = [loop for loop in innermost_loops(path) if count(loop, "tdpbf16ps")]
+        counted = {(count(loop, "tdpbf16ps"), count(loop, "tileloadd")) for loop in loops}
+        assert {(4, 4), (12, 8), (12, 8), (24, 20)} <= counted, path
+        assert not any(count(loop, "tilestored|tilezero|ldtilecfg") for loop in loops)
+        code = "\n".join(disassembly(path))
+        assert "ldtilecfg" in code
+        assert "tilerelease" in code
 
 
 def test_core_has_only_the_instructions_of_its_objects(objects):
@@ -73,7 +139,9 @@ def test_core_has_only_the_instructions_of_its_objects(objects):
     from genfast._native import C
 
     linked = len(offending(Path(C.__file__), re.compile("%zmm")))
-    compiled = sum(len(offending(path, re.compile("%zmm"))) for path in objects["avx512"])
+    compiled = sum(
+        len(offending(path, re.compile("%zmm"))) for isa in ("avx512", "amx") for path in objects.get(isa, [])
+    )
     if linked > compiled:
         build = newest_build()
         assert build is not None

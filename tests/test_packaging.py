@@ -202,7 +202,7 @@ def test_import_time():
 def test_unknown_instruction_set_is_a_clear_error():
     done = python("import genfast", ROOT, check=False, GENFAST_CPU="nonsense")
     assert done.returncode != 0
-    assert "unknown instruction set 'nonsense' (GENFAST_CPU): choose baseline, avx2 or avx512" in done.stderr
+    assert "unknown instruction set 'nonsense' (GENFAST_CPU): choose baseline, avx2, avx512 or amx" in done.stderr
 
 
 def test_imports_on_a_poor_machine():

@@ -10,12 +10,17 @@
 
 namespace genfast {
 
-enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+// kAmx: AVX-512 with the matrix product on AMX tiles (common/gemm/product_amx.h).
+enum class Isa : int32_t { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 
-// The instruction set in use: the best that the machine runs, or the one GENFAST_CPU names (baseline, avx2, avx512).
+constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+
+// The instruction set in use: the best that the machine runs, or the one GENFAST_CPU names (baseline, avx2, avx512,
+// amx).
 Isa current_isa();
 
-// Whether this binary holds kernels for `isa` and the machine runs them.
+// Whether this binary holds kernels for `isa` and the machine runs them. Of a machine with AMX, the first question asks
+// the operating system to let this process use the tiles.
 bool isa_available(Isa isa);
 
 const char* isa_name(Isa isa);
@@ -25,7 +30,18 @@ void set_isa(Isa isa);
 
 }  // namespace genfast
 
-// Declares `ret name args` in the namespace of each compiled instruction set.
+// Declares `ret name args` in the namespace of each compiled instruction set. GENFAST_WITH_AMX: the compiler knew the
+// flags of AMX, so that its namespace exists.
+#if defined(GENFAST_WITH_AMX)
+#define GENFAST_DECLARE_FOR_AMX(ret, name, args) \
+  namespace amx {                                \
+  ret name args;                                 \
+  }
+#define GENFAST_IF_AMX(name) ::genfast::current_isa() == ::genfast::Isa::kAmx ? &::genfast::amx::name:
+#else
+#define GENFAST_DECLARE_FOR_AMX(ret, name, args)
+#define GENFAST_IF_AMX(name)
+#endif
 #if defined(GENFAST_X86)
 #define GENFAST_DECLARE_PER_ISA(ret, name, args) \
   namespace baseline {                           \
@@ -36,11 +52,12 @@ void set_isa(Isa isa);
   }                                              \
   namespace avx512 {                             \
   ret name args;                                 \
-  }
-#define GENFAST_FOR_ISA(name)                                                     \
-  (::genfast::current_isa() == ::genfast::Isa::kAvx512 ? &::genfast::avx512::name \
-   : ::genfast::current_isa() == ::genfast::Isa::kAvx2 ? &::genfast::avx2::name   \
-                                                       : &::genfast::baseline::name)
+  }                                              \
+  GENFAST_DECLARE_FOR_AMX(ret, name, args)
+#define GENFAST_FOR_ISA(name)                                                                         \
+  (GENFAST_IF_AMX(name)::genfast::current_isa() == ::genfast::Isa::kAvx512 ? &::genfast::avx512::name \
+   : ::genfast::current_isa() == ::genfast::Isa::kAvx2                     ? &::genfast::avx2::name   \
+                                                                           : &::genfast::baseline::name)
 #else
 #define GENFAST_DECLARE_PER_ISA(ret, name, args) \
   namespace baseline {                           \

@@ -172,6 +172,12 @@ GENFAST_OP void transpose(VecF square[kWidth]) {
   }
 }
 
+#if defined(GENFAST_AMX)
+// 32 floats in memory order, rounded to bfloat16 (nearest even, subnormal numbers to zero): 32-bit lane i holds
+// elements 2 i and 2 i + 1.
+GENFAST_OP VecU bfloat16_pairs(VecF low, VecF high) { return {(__m512i)_mm512_cvtne2ps_pbh(high.v, low.v)}; }
+#endif
+
 #undef GENFAST_OP
 
 }  // namespace GENFAST_ISA

@@ -125,6 +125,7 @@ class ContrastiveDivergence {
     auto* const draw = GENFAST_FOR_ISA(rbm_rows);
     float* v = model_v_ + begin * v_stride_;
     bool bad = false;
+    if (!persistent_ && args_.k == 0) std::copy_n(data_v_ + begin * v_stride_, rows * v_stride_, v);
     for (int64_t t = 0; t < args_.k; ++t) {
       RbmRows down = {};
       down.side = &down_;
@@ -216,7 +217,7 @@ class ContrastiveDivergence {
 
   void statistics() {
     double error = 0.0, gap = 0.0;
-    if (!persistent_) {
+    if (!persistent_ && args_.k > 0) {
       for (int64_t r = 0; r < args_.rows; ++r) error += error_[r];
       error /= static_cast<double>(args_.rows);
     }

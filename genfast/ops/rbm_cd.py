@@ -10,6 +10,7 @@ from genfast import random
 from genfast._checks import check_count, check_float_tensor, shape_of
 from genfast._op import Backend, Op
 from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import _rbm_cuda as cuda
 from genfast.launch import rbm_cd as native
 from genfast.ops._rbm_common import (
     checked_logvar,
@@ -144,6 +145,7 @@ _op = Op(
     "SymInt chain_offset, SymInt step) "
     "-> (Tensor dW, Tensor db, Tensor dc, Tensor chains, Tensor statistics, Tensor hidden_mean)",
     {
+        "cuda": Backend(cuda.cd, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
         "cpp": Backend(cpu.cd, _cpp_supports),
         "reference": Backend(reference),

@@ -8,6 +8,7 @@ import torch
 
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import _rbm_cuda as cuda
 from genfast.launch import rbm_free_energy as native
 from genfast.ops._rbm_common import checked_logvar, checked_parameters, checked_states
 from genfast.ops._rbm_units import log_partition, mean, parse_units, visible_energy, wide
@@ -44,6 +45,7 @@ def _cpp_supports(v, W, b, c, logvar, visible, hidden):  # type: ignore[no-untyp
 _op = Op(
     "rbm_free_energy(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? logvar, str visible, str hidden) -> Tensor",
     {
+        "cuda": Backend(cuda.free_energy, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
         "cpp": Backend(cpu.free_energy, _cpp_supports),
         "reference": Backend(reference),

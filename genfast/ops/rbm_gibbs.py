@@ -10,6 +10,7 @@ from genfast import random
 from genfast._checks import check_count, shape_of
 from genfast._op import Backend, Op
 from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import _rbm_cuda as cuda
 from genfast.launch import rbm_gibbs as native
 from genfast.ops._rbm_common import (
     checked_beta,
@@ -88,6 +89,7 @@ _op = Op(
     "int k, str visible, str hidden, str precision, SymInt chain_offset, SymInt step) "
     "-> (Tensor visible, Tensor hidden)",
     {
+        "cuda": Backend(cuda.gibbs, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
         "cpp": Backend(cpu.gibbs, _cpp_supports),
         "reference": Backend(reference),

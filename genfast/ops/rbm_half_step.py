@@ -10,6 +10,7 @@ import torch
 from genfast import random
 from genfast._op import Backend, Op
 from genfast.launch import _rbm_cpu as cpu
+from genfast.launch import _rbm_cuda as cuda
 from genfast.launch import rbm_half_step as native
 from genfast.ops._rbm_common import (
     checked_beta,
@@ -109,6 +110,7 @@ _op = Op(
     "str precision, SymInt chain_offset, SymInt step, ScalarType sample_dtype, bool return_mean) "
     "-> (Tensor state, Tensor mean)",
     {
+        "cuda": Backend(cuda.half_step, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
         "cpp": Backend(cpu.half_step, _cpp_supports),
         "reference": Backend(reference),

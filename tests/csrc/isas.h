@@ -1,4 +1,4 @@
-// The instruction sets that this binary holds and this machine runs (AVX-512 also where it is emulated).
+// The instruction sets that this binary holds and this machine runs (AVX-512 and AMX also where they are emulated).
 #pragma once
 
 #include <vector>
@@ -7,7 +7,7 @@
 
 inline std::vector<genfast::Isa> isas() {
   std::vector<genfast::Isa> found;
-  for (genfast::Isa isa : {genfast::Isa::kBaseline, genfast::Isa::kAvx2, genfast::Isa::kAvx512}) {
+  for (genfast::Isa isa : genfast::kIsas) {
     if (genfast::isa_available(isa)) found.push_back(isa);
   }
   return found;

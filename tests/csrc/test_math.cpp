@@ -71,6 +71,24 @@ TEST(sigmoid_limits) {
   });
 }
 
+TEST(softplus_accuracy) {
+  check_accuracy("softplus", &genfast::Probe::softplus, scan(-86.9f, 1e30f, 1501), 3e-7, 0.0,
+                 [](double x) { return std::fmax(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); });
+}
+
+TEST(softplus_limits) {
+  const std::vector<float> x = {INFINITY, -INFINITY, NAN, 1e38f, -1e38f, -200.0f};
+  for_each_isa([&](const genfast::Probe& probe, const char* isa) {
+    std::vector<float> found(x.size());
+    probe.softplus(x.data(), found.data(), static_cast<int64_t>(x.size()));
+    const float expected[] = {INFINITY, 0.0f, NAN, 1e38f, 0.0f, 0.0f};
+    for (size_t i = 0; i < x.size(); ++i) {
+      CHECK(check::same(found[i], expected[i]) || std::fabs(found[i] - expected[i]) <= 2e-38f, "%s softplus(%g) = %g",
+            isa, x[i], found[i]);
+    }
+  });
+}
+
 TEST(half_expm1_accuracy) {
   check_accuracy("half_expm1_minus", &genfast::Probe::half_expm1_minus, scan(-100.0f, 88.0f, 1501), 1e-6, 1e-44,
                  [](double x) { return 0.5 * check::expm1_minus(x); });

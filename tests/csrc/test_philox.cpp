@@ -132,6 +132,24 @@ TEST(normals_of_edge_words) {
   });
 }
 
+TEST(rbm_normals_against_double) {
+  for_each_isa([](const genfast::Probe& probe, const char* isa) {
+    for (uint32_t group : {0u, 1u, 0x3FFFFFC0u}) {
+      for (int64_t count : {1, 4, 31, 128, 1001}) {
+        std::vector<float> found(static_cast<size_t>(count + 4 * probe.width));
+        probe.rbm_normals(found.data(), group, count, 0xFFFFFFFEu, 12, 0x8000000000000001ull);
+        for (int64_t i = 0; i < count; ++i) {
+          const uint32_t at = group + static_cast<uint32_t>(i >> 2);
+          const philox::Words words = philox::philox(at, 0xFFFFFFFEu, 12, philox::kRbmNormal, 0x8000000000000001ull);
+          const double exact = exact_normal(words.w, static_cast<int>(i & 3));
+          CHECK(std::fabs(found[static_cast<size_t>(i)] - exact) <= 2e-6, "%s unit %lld: %.9g, not %.9g", isa,
+                static_cast<long long>(i), found[static_cast<size_t>(i)], exact);
+        }
+      }
+    }
+  });
+}
+
 TEST(uniforms_equal_scalar) {
   for_each_isa([](const genfast::Probe& probe, const char* isa) {
     for (uint32_t group : {0u, 1u, 0x3FFFFFC0u}) {

@@ -7,18 +7,19 @@
 namespace genfast {
 
 int64_t rows_per_block(int64_t rows, int threads) {
-  constexpr int64_t kMost = 96;  // each float of B is then used 96 times: 2 to 3 GB/s of it feed a core
+  const int64_t most = GENFAST_FOR_ISA(gemm_most_rows)();
   const int64_t tile = GENFAST_FOR_ISA(gemm_tile_rows)();
   const int64_t share = (rows + threads - 1) / threads;  // of a thread
-  if (share <= kMost) return share > 0 ? share : 1;
-  const int64_t blocks = (share + kMost - 1) / kMost;
+  if (share <= most) return share > 0 ? share : 1;
+  const int64_t blocks = (share + most - 1) / most;
   return round_up((share + blocks - 1) / blocks, tile);
 }
 
 namespace cpu {
 
 int64_t packed_floats(int64_t depth, int64_t columns) {
-  return depth * round_up(columns, GENFAST_FOR_ISA(gemm_tile_columns)());
+  const int64_t tile = GENFAST_FOR_ISA(gemm_tile_columns)();
+  return (columns + tile - 1) / tile * GENFAST_FOR_ISA(gemm_panel_floats)(depth, 3);
 }
 
 void pack(const Pack& args, int threads) {

@@ -15,6 +15,11 @@ struct Pack {
   bool rounded;            // to bfloat16
   const float* row_scale;  // [rows] or null; only without `transposed`
   float* out;              // packed_floats(...)
+
+  // bfloat16 numbers that a weight is the sum of, where products run on bfloat16 tiles.
+  inline __attribute__((always_inline)) int parts() const {
+    return rounded || (dtype == DType::kBFloat16 && row_scale == nullptr) ? 1 : 3;
+  }
 };
 
 // C = op(A) op(B), all row-major and contiguous, float32.
@@ -28,6 +33,8 @@ struct Matmul {
 
 GENFAST_DECLARE_PER_ISA(int64_t, gemm_tile_columns, ())
 GENFAST_DECLARE_PER_ISA(int64_t, gemm_tile_rows, ())
+GENFAST_DECLARE_PER_ISA(int64_t, gemm_most_rows, ())  // that a thread should take at a time
+GENFAST_DECLARE_PER_ISA(int64_t, gemm_panel_floats, (int64_t depth, int parts))
 GENFAST_DECLARE_PER_ISA(void, gemm_pack_panel, (const Pack&, int64_t panel))
 GENFAST_DECLARE_PER_ISA(int64_t, gemm_scratch_floats, (int64_t rows, int64_t columns, int64_t depth, bool a_transposed))
 GENFAST_DECLARE_PER_ISA(void, gemm_rows, (const Matmul&, int64_t begin, int64_t end, float* scratch))
@@ -41,12 +48,12 @@ inline int64_t padded_stride(int64_t columns) {
   return 16 * (lines % 2 == 0 ? lines + 1 : lines);
 }
 
-// Rows that a thread takes at a time: as many as make B's trips to the caches rare, an even share of all.
+// Rows that a thread takes at a time: an even share of all, at most gemm_most_rows().
 int64_t rows_per_block(int64_t rows, int threads);
 
 namespace cpu {
 void pack(const Pack& args, int threads);
-int64_t packed_floats(int64_t depth, int64_t columns);
+int64_t packed_floats(int64_t depth, int64_t columns);  // enough for any number of parts
 // c = op(a) op(b) with b [k, n], or [n, k] where b_transposed.
 void matmul(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, bool a_transposed,
             bool b_transposed, int threads);

@@ -1,6 +1,7 @@
 // Packing and plain products, compiled once per instruction set.
 #include "common/gemm/gemm.h"
 #include "common/gemm/pack.h"
+#include "common/gemm/product.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
@@ -20,40 +21,44 @@ struct Store {
 int64_t gemm_tile_columns() { return gemm::kTileColumns; }
 int64_t gemm_tile_rows() { return gemm::kMaxRows; }
 
+int64_t gemm_most_rows() { return gemm::kMostRows; }
+int64_t gemm_panel_floats(int64_t depth, int parts) { return gemm::panel_floats(depth, parts); }
+
 void gemm_pack_panel(const Pack& args, int64_t panel) {
-  float* out = args.out + panel * gemm::kTileColumns * (args.transposed ? args.columns : args.rows);
+  float* out = args.out + panel * gemm::panel_floats(args.transposed ? args.columns : args.rows, args.parts());
   switch (args.dtype) {
     case DType::kBFloat16:
-      return gemm::pack_panel(static_cast<const BFloat16*>(args.w), args.rows, args.columns, args.transposed,
-                              args.rounded, args.row_scale, panel, out);
+      return gemm::pack_panel(static_cast<const BFloat16*>(args.w), args, panel, out);
     case DType::kFloat16:
-      return gemm::pack_panel(static_cast<const Float16*>(args.w), args.rows, args.columns, args.transposed,
-                              args.rounded, args.row_scale, panel, out);
+      return gemm::pack_panel(static_cast<const Float16*>(args.w), args, panel, out);
     default:
-      return gemm::pack_panel(static_cast<const float*>(args.w), args.rows, args.columns, args.transposed, args.rounded,
-                              args.row_scale, panel, out);
+      return gemm::pack_panel(static_cast<const float*>(args.w), args, panel, out);
   }
 }
 
 int64_t gemm_scratch_floats(int64_t rows, int64_t columns, int64_t depth, bool a_transposed) {
-  return rows * gemm::kTileColumns * gemm::block_panels(columns, a_transposed) +
-         (a_transposed ? gemm::gather_floats(rows) : rows * padded_stride(depth));
+  const int64_t copy = a_transposed || gemm::kConvertsLeft ? 0 : rows * padded_stride(depth);
+  return rows * gemm::kTileColumns * gemm::block_panels(columns, a_transposed) + copy +
+         gemm::room_floats(rows, depth, a_transposed);
 }
 
 void gemm_rows(const Matmul& args, int64_t begin, int64_t end, float* scratch) {
-  const int64_t panels = gemm::block_panels(args.n, args.a_transposed);
-  float* const room = scratch + (end - begin) * gemm::kTileColumns * panels;
-  gemm::Left a = {args.a + begin, 1, args.m};
-  if (!args.a_transposed) {  // rows a power of two apart would share the sets of the cache
+  const int64_t rows = end - begin, panels = gemm::block_panels(args.n, args.a_transposed);
+  float* room = scratch + rows * gemm::kTileColumns * panels;
+  gemm::Left a = {args.a + begin * args.k, args.k, 1};
+  if (args.a_transposed) {
+    a = {args.a + begin, 1, args.m};
+  } else if (!gemm::kConvertsLeft) {  // rows a power of two apart would share the sets of the cache
     const int64_t stride = padded_stride(args.k);
-    for (int64_t r = begin; r < end; ++r) {
-      memcpy(room + (r - begin) * stride, args.a + r * args.k, static_cast<size_t>(args.k) * sizeof(float));
+    for (int64_t r = 0; r < rows && args.k > 0; ++r) {
+      memcpy(room + r * stride, a.data + r * args.k, static_cast<size_t>(args.k) * sizeof(float));
     }
     a = {room, stride, 1};
+    room += rows * stride;
   }
-  const gemm::Term term = {a, {args.b, args.k * gemm::kTileColumns, gemm::kTileColumns}, args.k};
+  const gemm::Term term = {a, gemm::packed_right(args.b, args.k, 3), args.k};
   Store store = {args.c, args.n, begin};
-  gemm::product(&term, 1, end - begin, args.n, panels, scratch, store, room);
+  gemm::product(&term, 1, rows, args.n, panels, scratch, store, room);
 }
 
 }  // namespace GENFAST_ISA

@@ -6,7 +6,7 @@
 // cycle, set the time: kMaxRows cycles a step.
 #pragma once
 
-#include "common/vec.h"
+#include "common/gemm/operands.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
@@ -17,13 +17,6 @@ constexpr int kMaxRows = 12;  // 24 sums, 2 of B and broadcasts from memory in 3
 #else
 constexpr int kMaxRows = 6;  // 12 sums, 2 of B and 1 broadcast in 16 registers
 #endif
-constexpr int kTileColumns = 2 * kWidth;
-
-// Where the scalars of A are: element (row, k) at row * row_stride + k * step.
-struct Left {
-  const float* data;
-  int64_t row_stride, step;
-};
 
 template <int kRows>
 struct Tile {

@@ -1,145 +1,20 @@
-// The project's CPU matrix product: sums of terms A B, with an epilogue on each finished piece while it is in cache.
+// The project's CPU matrix product: sums of terms A B, with an epilogue on each finished block while it is in cache.
 //
 //   out[rows, columns] = sum over terms of A[rows, depth] B[depth, columns]
 //
-// B is read a panel of kTileColumns columns at a time, kDepthBlock rows of it (16 KiB, which the first cache keeps)
-// against all rows of A; a block of panels is finished for all rows before the epilogue sees it. A may be transposed
-// (Left): kDepthBlock rows of it are then gathered a tile's rows together, once a block of panels. B is packed (pack.h)
-// or read where it lies (Right). The caller splits rows over threads: a row's sums run over terms and depth in order,
-// so its bits do not depend on the split.
+// The caller splits rows over threads: a row's sums run over terms and depth in an order of their own, so its bits
+// depend neither on the split nor on the rows beside it.
+//
+//   product(terms, term_count, rows, columns, block_panels, block, epilogue, room)
+//
+// calls epilogue(row, column, count, values) for every row of every finished block of `block_panels` panels; `values`
+// may be overwritten up to the block's padded width. `block` has room for rows * block_panels * kTileColumns floats,
+// `room` for room_floats(rows, depth of all terms, whether an A is transposed). B is packed (pack.h) or read where it
+// lies. docs/kernels/gemm.md has the tiling of each instruction set.
 #pragma once
 
-#include "common/gemm/micro_kernel.h"
-
-namespace genfast {
-namespace GENFAST_ISA {
-namespace gemm {
-
-constexpr int kBlockPanels = 4;             // of a product whose epilogue should find its block in the first cache
-constexpr int kTransposedBlockPanels = 16;  // of a product with a transposed A: one gathering serves more columns
-constexpr int64_t kDepthBlock = 16384 / static_cast<int64_t>(sizeof(float)) / kTileColumns;
-
-// Panels that a product with so many columns should finish at a time.
-constexpr int64_t block_panels(int64_t columns, bool a_transposed) {
-  const int64_t panels = (columns + kTileColumns - 1) / kTileColumns;
-  const int64_t most = a_transposed ? kTransposedBlockPanels : kBlockPanels;
-  return panels < most ? panels : most;
-}
-
-// Where B is: row k of panel p at p * panel_stride + k * row_stride, kTileColumns readable elements.
-struct Right {
-  const float* data;
-  int64_t panel_stride, row_stride;
-};
-
-struct Term {
-  Left a;
-  Right b;
-  int64_t depth;
-};
-
-template <int kRows>
-GENFAST_INLINE void tile_step(float* out, int64_t stride, bool fresh, Left a, const float* b, int64_t b_stride,
-                              int64_t count) {
-  Tile<kRows> tile;
-  for (int r = 0; r < kRows; ++r) {
-    for (int half = 0; half < 2; ++half) {
-      tile.sums[r][half] = fresh ? broadcast(0.0f) : load_float(out + r * stride + half * kWidth);
-    }
-  }
-  accumulate(tile, a, b, b_stride, count);
-  for (int r = 0; r < kRows; ++r) {
-    for (int half = 0; half < 2; ++half) store_float(out + r * stride + half * kWidth, tile.sums[r][half]);
-  }
-}
-
-// The last rows, fewer than kMaxRows.
-template <int kRows>
-static void tile_rest(int64_t rows, float* out, int64_t stride, bool fresh, Left a, const float* b, int64_t b_stride,
-                      int64_t count) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows) {
-      tile_step<kRows>(out, stride, fresh, a, b, b_stride, count);
-    } else {
-      tile_rest<kRows - 1>(rows, out, stride, fresh, a, b, b_stride, count);
-    }
-  }
-}
-
-// `group_stride`: from one group of kMaxRows rows of A to the next.
-static void tile_rows(int64_t rows, float* out, int64_t stride, bool fresh, Left a, int64_t group_stride,
-                      const float* b, int64_t b_stride, int64_t count) {
-  int64_t row = 0;
-  for (; row + kMaxRows <= rows; row += kMaxRows) {
-    tile_step<kMaxRows>(out + row * stride, stride, fresh, a, b, b_stride, count);
-    a.data += group_stride;
-  }
-  tile_rest<kMaxRows - 1>(rows - row, out + row * stride, stride, fresh, a, b, b_stride, count);
-}
-
-// Rows of a transposed A, kMaxRows together: [group][count][kMaxRows].
-static void gather(Left a, int64_t rows, int64_t count, float* out) {
-  constexpr int kVectors = (kMaxRows + kWidth - 1) / kWidth;
-  for (int64_t row = 0; row < rows; row += kMaxRows, out += count * kMaxRows) {
-    const float* from = a.data + row;
-    if (row + kVectors * kWidth <= rows) {  // a step's last vector may pass its end: the next step overwrites it
-      for (int64_t k = 0; k < count; ++k, from += a.step) {
-        for (int i = 0; i < kVectors; ++i) store_float(out + k * kMaxRows + i * kWidth, load_float(from + i * kWidth));
-      }
-    } else {
-      const int64_t some = rows - row < kMaxRows ? rows - row : kMaxRows;
-      for (int64_t k = 0; k < count; ++k, from += a.step) {
-        for (int64_t r = 0; r < some; ++r) out[k * kMaxRows + r] = from[r];
-      }
-    }
-  }
-}
-
-// Floats that gather() needs for `rows` rows.
-constexpr int64_t gather_floats(int64_t rows) {
-  return (rows + kMaxRows - 1) / kMaxRows * kMaxRows * kDepthBlock + 2 * kWidth;
-}
-
-// Calls epilogue(row, column, count, values) for every row of every finished block; `values` may be overwritten up to
-// the block's padded width. `block` has room for rows * block_panels * kTileColumns floats; a transposed A takes
-// `gathered`, room for gather_floats(rows).
-template <typename Epilogue>
-void product(const Term* terms, int term_count, int64_t rows, int64_t columns, int64_t block_panels, float* block,
-             Epilogue& epilogue, float* gathered = nullptr) {
-  const int64_t panels = (columns + kTileColumns - 1) / kTileColumns;
-  const int64_t stride = block_panels * kTileColumns;
-  for (int64_t first = 0; first < panels; first += block_panels) {
-    const int64_t last = first + block_panels < panels ? first + block_panels : panels;
-    bool fresh = true;
-    for (int t = 0; t < term_count; ++t) {
-      const Term& term = terms[t];
-      for (int64_t k = 0; k < term.depth; k += kDepthBlock) {
-        const int64_t count = term.depth - k < kDepthBlock ? term.depth - k : kDepthBlock;
-        Left a = {term.a.data + k * term.a.step, term.a.row_stride, term.a.step};
-        int64_t group_stride = kMaxRows * a.row_stride;
-        if (a.step != 1) {
-          gather(a, rows, count, gathered);
-          a = {gathered, 1, kMaxRows};
-          group_stride = kMaxRows * count;
-        }
-        for (int64_t panel = first; panel < last; ++panel) {
-          const float* b = term.b.data + panel * term.b.panel_stride + k * term.b.row_stride;
-          tile_rows(rows, block + (panel - first) * kTileColumns, stride, fresh, a, group_stride, b, term.b.row_stride,
-                    count);
-        }
-        fresh = false;
-      }
-    }
-    const int64_t column = first * kTileColumns;
-    const int64_t width = (last - first) * kTileColumns;
-    if (fresh) {
-      for (int64_t i = 0; i < rows; ++i) memset(block + i * stride, 0, static_cast<size_t>(width) * sizeof(float));
-    }
-    const int64_t count = columns - column < width ? columns - column : width;
-    for (int64_t row = 0; row < rows; ++row) epilogue(row, column, count, block + row * stride);
-  }
-}
-
-}  // namespace gemm
-}  // namespace GENFAST_ISA
-}  // namespace genfast
+#if defined(GENFAST_AMX)
+#include "common/gemm/product_amx.h"
+#else
+#include "common/gemm/product_fma.h"
+#endif

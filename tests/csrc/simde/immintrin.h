@@ -62,3 +62,7 @@ GENFAST_AVX512 __m256i genfast_cvtps_ph(simde__m512 a) {
 #define _mm512_cvtph_ps(a) genfast_cvtph_ps(a)
 #define _mm512_cvtps_ph(a, rounding) genfast_cvtps_ph(a)
 #define _mm512_shuffle_f32x4(a, b, imm) simde_mm512_shuffle_f32x4((a), (b), (imm))
+
+#if defined(GENFAST_AMX)
+#include "amx.h"
+#endif
