@@ -168,7 +168,8 @@ class ContrastiveDivergence {
     constexpr int64_t kPiece = 128;
     const int64_t visible_pieces = (p_.visible + kPiece - 1) / kPiece;
     const int64_t hidden_pieces = (p_.hidden + tile_ - 1) / tile_;
-    parallel_for(visible_pieces + hidden_pieces, useful_threads(), [&](int64_t first, int64_t last) {
+    const int useful = (args_.rows + count_) * (p_.visible + p_.hidden) < (1 << 17) ? 1 : threads_;
+    parallel_for(visible_pieces + hidden_pieces, useful, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         if (i < visible_pieces) {
           const int64_t begin = i * kPiece, end = std::min(begin + kPiece, p_.visible);

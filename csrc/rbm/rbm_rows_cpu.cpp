@@ -10,6 +10,9 @@ namespace {
 
 constexpr float kHalfLog2Pi = 0.918938533f;
 
+// A lambda is called for whole vectors and once for the rest: out of line it would load its constants every time.
+#define GENFAST_FLATTEN __attribute__((always_inline))
+
 GENFAST_INLINE double total(VecF x) { return static_cast<double>(sum(x)); }
 
 // Applies `f` to the vectors of [0, count), the lanes beyond count being zero, and sums the results, whose lanes beyond
@@ -69,13 +72,15 @@ struct Conditional {
   void bernoulli(int64_t row, int64_t column, int64_t count, float* values, float beta) {
     const VecF scale = broadcast(beta);
     if (args.log_partition != nullptr) {
-      const double sum = sum_over(count, [&](int64_t i) { return softplus(load_float(values + i) * scale); });
+      const double sum =
+          sum_over(count, [&](int64_t i) GENFAST_FLATTEN { return softplus(load_float(values + i) * scale); });
       args.log_partition[row] = column == 0 ? sum : args.log_partition[row] + sum;
     }
     if (args.log_partition_change != nullptr) {
       const bool rising = beta >= args.last_beta;
       const VecF low = broadcast(rising ? args.last_beta : beta), step = broadcast(fabsf(beta - args.last_beta));
-      double sum = sum_over(count, [&](int64_t i) { return softplus_change(load_float(values + i), low, step); });
+      double sum = sum_over(
+          count, [&](int64_t i) GENFAST_FLATTEN { return softplus_change(load_float(values + i), low, step); });
       if (!rising) sum = -sum;
       args.log_partition_change[row] = column == 0 ? sum : args.log_partition_change[row] + sum;
     }
@@ -99,7 +104,7 @@ struct Conditional {
   void gaussian(int64_t row, int64_t column, int64_t count, float* values, float beta) {
     if (args.log_partition != nullptr) {
       const VecF half_beta = broadcast(0.5f * beta);
-      double sum = sum_over(count, [&](int64_t i) {
+      double sum = sum_over(count, [&](int64_t i) GENFAST_FLATTEN {
         const VecF x = load_float(values + i);
         return x * x * half_beta;
       });
@@ -178,7 +183,7 @@ struct Conditional {
   void finish(int64_t row, int64_t column, int64_t count, const float* means) {
     if (args.squared_error != nullptr) {
       const float* target = args.target + row * args.target_stride + column;
-      const double sum = sum_over(count, [&](int64_t i) {
+      const double sum = sum_over(count, [&](int64_t i) GENFAST_FLATTEN {
         const VecF difference = load_float(target + i) - load_float(means + i);
         return difference * difference;
       });
