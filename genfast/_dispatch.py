@@ -204,8 +204,9 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Ex
     """
     from genfast import ops
 
-    if isinstance(function, str) and function not in ops.__all__:
-        raise ValueError(f"unknown op {function!r}: genfast.ops has {', '.join(ops.__all__)}")
+    names = [name for name in ops.__all__ if not isinstance(getattr(ops, name), type)]
+    if isinstance(function, str) and function not in names:
+        raise ValueError(f"unknown op {function!r}: genfast.ops has {', '.join(names)}")
     call = getattr(ops, function) if isinstance(function, str) else function
     recorded: list[tuple[Any, tuple[Any, ...]]] = []
     outer, _recording.calls = recorder(), recorded

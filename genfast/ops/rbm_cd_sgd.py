@@ -90,14 +90,15 @@ def rbm_cd_sgd_(
 
     arguments = raw_arguments(name, v, W, b, c, **options)
     run = _dispatch.select(raw_op, W, arguments)
-    fused = run is cpu.cd and W.dtype is torch.float32
+    explained = _dispatch.recorder() is not None  # genfast.explain asks: nothing may change
+    fused = run is cpu.cd and W.dtype is torch.float32 and not explained
     if fused:
         results = cpu.cd(*arguments, descent=(None if velocity is None else velocity[0], *rates))  # type: ignore[misc]
         torch.autograd.graph.increment_version(W)
     else:
         results = raw_op(*arguments)
     *gradients, chains, statistics, hidden_mean = results
-    for i in range(1 if fused else 0, 3):
+    for i in () if explained else range(1 if fused else 0, 3):
         gradient = gradients[i]
         if i == 0 and weight_decay:
             gradient = gradient.add(W, alpha=rates[2])

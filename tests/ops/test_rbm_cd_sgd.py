@@ -87,3 +87,11 @@ def test_a_forced_reference_does_not_fuse():
     ops.rbm_cd_sgd_(v, W, b, c, lr=0.1, seed=1)
     for x, y in zip((W, b, c), other, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_explain_changes_nothing():
+    v, W, b, c = model()
+    before = W.clone()
+    assert genfast.explain("rbm_cd_sgd_", v, W, b, c, lr=0.1).chosen == "cpp"
+    assert torch.equal(W, before)
+    assert not b.isnan().any()
