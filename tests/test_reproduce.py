@@ -343,7 +343,7 @@ def test_committed_results(name):
         pytest.skip("no results here")
     check_table(name, folder)
     first = rows_of(folder / "table.csv")[0]
-    assert "quick" not in first["data"]
+    assert "quick" not in first["note"]
     assert first["commit"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2**20
 
