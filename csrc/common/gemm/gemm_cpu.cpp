@@ -37,25 +37,15 @@ void gemm_pack_panel(const Pack& args, int64_t panel) {
 }
 
 int64_t gemm_scratch_floats(int64_t rows, int64_t columns, int64_t depth, bool a_transposed) {
-  const int64_t copy = a_transposed || gemm::kConvertsLeft ? 0 : rows * padded_stride(depth);
-  return rows * gemm::kTileColumns * gemm::block_panels(columns, a_transposed) + copy +
+  return rows * gemm::kTileColumns * gemm::block_panels(columns, a_transposed) +
          gemm::room_floats(rows, depth, a_transposed);
 }
 
 void gemm_rows(const Matmul& args, int64_t begin, int64_t end, float* scratch) {
   const int64_t rows = end - begin, panels = gemm::block_panels(args.n, args.a_transposed);
-  float* room = scratch + rows * gemm::kTileColumns * panels;
-  gemm::Left a = {args.a + begin * args.k, args.k, 1};
-  if (args.a_transposed) {
-    a = {args.a + begin, 1, args.m};
-  } else if (!gemm::kConvertsLeft) {  // rows a power of two apart would share the sets of the cache
-    const int64_t stride = padded_stride(args.k);
-    for (int64_t r = 0; r < rows && args.k > 0; ++r) {
-      memcpy(room + r * stride, a.data + r * args.k, static_cast<size_t>(args.k) * sizeof(float));
-    }
-    a = {room, stride, 1};
-    room += rows * stride;
-  }
+  float* const room = scratch + rows * gemm::kTileColumns * panels;
+  const gemm::Left a =
+      args.a_transposed ? gemm::Left{args.a + begin, 1, args.m} : gemm::Left{args.a + begin * args.k, args.k, 1};
   const gemm::Term term = {a, gemm::packed_right(args.b, args.k, 3), args.k};
   Store store = {args.c, args.n, begin};
   gemm::product(&term, 1, rows, args.n, panels, scratch, store, room);

@@ -1,10 +1,10 @@
 // product.h with vector multiply-adds.
 //
 // B is read a panel of kTileColumns columns at a time, kDepthBlock rows of it (16 KiB, which the first cache keeps)
-// against all rows of A; a block of panels is finished for all rows before the epilogue sees it. A may be transposed
-// (Left): kDepthBlock rows of it are then gathered a tile's rows together, once a block of panels. B is packed (pack.h)
-// or read where it lies (Right). The caller splits rows over threads: a row's sums run over terms and depth in order,
-// so its bits do not depend on the split.
+// against all rows of A; a block of panels is finished for all rows before the epilogue sees it. A is gathered, a
+// tile's rows together, so that the inner loop reads one stream of it: all at once, or, where it is transposed (Left),
+// kDepthBlock rows of it once a block of panels. B is packed (pack.h) or read where it lies (Right). The caller splits
+// rows over threads: a row's sums run over terms and depth in order, so its bits do not depend on the split.
 #pragma once
 
 #include "common/gemm/micro_kernel.h"
@@ -87,9 +87,35 @@ static void gather(Left a, int64_t rows, int64_t count, float* out) {
   }
 }
 
-// Floats of `room`: for gather().
-constexpr int64_t room_floats(int64_t rows, int64_t, bool a_transposed) {
-  return a_transposed ? (rows + kMaxRows - 1) / kMaxRows * kMaxRows * kDepthBlock + 2 * kWidth : 0;
+// The same of an A whose rows are contiguous: kWidth steps at a time are turned in registers.
+static void gather_rows(Left a, int64_t rows, int64_t count, float* out) {
+  constexpr int kVectors = (kMaxRows + kWidth - 1) / kWidth;
+  for (int64_t row = 0; row < rows; row += kMaxRows, out += count * kMaxRows) {
+    const int64_t some = rows - row < kMaxRows ? rows - row : kMaxRows;
+    const float* from = a.data + row * a.row_stride;
+    int64_t k = 0;
+    for (; k + kWidth <= count; k += kWidth) {
+      VecF squares[kVectors][kWidth];
+      for (int i = 0; i < kVectors; ++i) {
+        for (int r = 0; r < kWidth; ++r) {
+          const int64_t at = i * kWidth + r;
+          squares[i][r] = at < some ? load_float(from + at * a.row_stride + k) : broadcast(0.0f);
+        }
+        transpose(squares[i]);
+      }
+      for (int j = 0; j < kWidth; ++j) {
+        for (int i = 0; i < kVectors; ++i) store_float(out + (k + j) * kMaxRows + i * kWidth, squares[i][j]);
+      }
+    }
+    for (; k < count; ++k) {
+      for (int64_t r = 0; r < some; ++r) out[k * kMaxRows + r] = from[r * a.row_stride + k];
+    }
+  }
+}
+
+// Floats of `room`: for gather() of a piece, or gather_rows() of all.
+constexpr int64_t room_floats(int64_t rows, int64_t depth, bool a_transposed) {
+  return (rows + kMaxRows - 1) / kMaxRows * kMaxRows * (a_transposed ? kDepthBlock : depth) + 2 * kWidth;
 }
 
 template <typename Epilogue>
@@ -97,6 +123,15 @@ void product(const Term* terms, int term_count, int64_t rows, int64_t columns, i
              Epilogue& epilogue, float* room) {
   const int64_t panels = (columns + kTileColumns - 1) / kTileColumns;
   const int64_t stride = block_panels * kTileColumns;
+  const int64_t padded_rows = (rows + kMaxRows - 1) / kMaxRows * kMaxRows;
+  const bool gathered = term_count == 1 && terms[0].a.step == 1;
+  if (gathered) {
+    const Term& term = terms[0];
+    for (int64_t k = 0; k < term.depth; k += kDepthBlock) {
+      const int64_t count = term.depth - k < kDepthBlock ? term.depth - k : kDepthBlock;
+      gather_rows({term.a.data + k, term.a.row_stride, 1}, rows, count, room + k * padded_rows);
+    }
+  }
   for (int64_t first = 0; first < panels; first += block_panels) {
     const int64_t last = first + block_panels < panels ? first + block_panels : panels;
     bool fresh = true;
@@ -106,7 +141,10 @@ void product(const Term* terms, int term_count, int64_t rows, int64_t columns, i
         const int64_t count = term.depth - k < kDepthBlock ? term.depth - k : kDepthBlock;
         Left a = {term.a.data + k * term.a.step, term.a.row_stride, term.a.step};
         int64_t group_stride = kMaxRows * a.row_stride;
-        if (a.step != 1) {
+        if (gathered) {
+          a = {room + k * padded_rows, 1, kMaxRows};
+          group_stride = kMaxRows * count;
+        } else if (a.step != 1) {
           gather(a, rows, count, room);
           a = {room, 1, kMaxRows};
           group_stride = kMaxRows * count;
