@@ -60,35 +60,42 @@ class ContrastiveDivergence {
  private:
   int useful_threads() const { return (args_.rows + count_) * p_.visible * p_.hidden < (1 << 16) ? 1 : threads_; }
 
+  // Blocks of data and of chains in even proportions, for a block of chains costs more.
   void phases() {
     const int64_t data_blocks = (args_.rows + block_rows_ - 1) / block_rows_;
     const int64_t chain_blocks = persistent_ ? (count_ + block_rows_ - 1) / block_rows_ : 0;
-    parallel_slots(data_blocks + chain_blocks, useful_threads(), [&](int64_t slot, int64_t first, int64_t last) {
+    const int64_t shares = std::max(data_blocks, chain_blocks);
+    parallel_slots(shares, useful_threads(), [&](int64_t slot, int64_t first, int64_t last) {
       float* h = slots_ + slot * slot_floats_;
       float* room = h + block_rows_ * h_stride_;
       bool met = false;
-      for (int64_t i = first; i < last; ++i) {
-        if (i < data_blocks) {
-          const int64_t begin = i * block_rows_, rows = std::min(block_rows_, args_.rows - begin);
-          met |= positive(begin, rows, h, room);
-          if (!persistent_) met |= negative(begin, rows, h, room);
-        } else {
-          const int64_t begin = (i - data_blocks) * block_rows_, rows = std::min(block_rows_, count_ - begin);
-          float* v = model_v_ + begin * v_stride_;
-          const char* from = static_cast<const char*>(args_.chains) + begin * p_.visible * bytes_of(args_.chains_dtype);
-          met |= GENFAST_FOR_ISA(rbm_load_rows)(args_.chains_dtype, from, p_.visible, v, v_stride_, rows, p_.visible);
-          if (args_.k > 0) {
-            RbmRows up = upwards(v, rows, begin);
-            up.step = static_cast<uint32_t>(args_.step);
-            up.state = h;
-            up.state_stride = h_stride_;
-            met |= GENFAST_FOR_ISA(rbm_rows)(up, room);
-          }
-          met |= negative(begin, rows, h, room);
-        }
+      for (int64_t i = first * data_blocks / shares; i < last * data_blocks / shares; ++i) {
+        const int64_t begin = i * block_rows_, rows = std::min(block_rows_, args_.rows - begin);
+        met |= positive(begin, rows, h, room);
+        if (!persistent_) met |= negative(begin, rows, h, room);
+      }
+      for (int64_t i = first * chain_blocks / shares; i < last * chain_blocks / shares; ++i) {
+        const int64_t begin = i * block_rows_, rows = std::min(block_rows_, count_ - begin);
+        met |= start_chains(begin, rows, h, room);
+        met |= negative(begin, rows, h, room);
       }
       if (met) bad_.store(true, std::memory_order_relaxed);
     });
+  }
+
+  // The persistent chains, and, where they move, the first hidden states.
+  bool start_chains(int64_t begin, int64_t rows, float* h, float* room) {
+    float* v = model_v_ + begin * v_stride_;
+    const char* from = static_cast<const char*>(args_.chains) + begin * p_.visible * bytes_of(args_.chains_dtype);
+    bool bad = GENFAST_FOR_ISA(rbm_load_rows)(args_.chains_dtype, from, p_.visible, v, v_stride_, rows, p_.visible);
+    if (args_.k > 0) {
+      RbmRows up = upwards(v, rows, begin);
+      up.step = static_cast<uint32_t>(args_.step);
+      up.state = h;
+      up.state_stride = h_stride_;
+      bad |= GENFAST_FOR_ISA(rbm_rows)(up, room);
+    }
+    return bad;
   }
 
   RbmRows upwards(const float* v, int64_t rows, int64_t begin) const {
