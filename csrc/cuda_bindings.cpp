@@ -229,9 +229,9 @@ void bind_cuda(py::module_& m) {
   m.def("reparameterize_jvp", &reparameterize_jvp, release);
   m.def("reparameterize_kl_chunks", &cuda::reparameterize_kl_chunks, release);
   m.def("bernoulli_sample", &bernoulli_sample, release);
-  py::class_<RbmOperand>(m, "RbmOperand").def(py::init(&rbm_operand));
-  py::class_<RbmDraw>(m, "RbmDraw").def(py::init(&rbm_draw));
-  py::class_<RbmGibbsCuda>(m, "RbmGibbs").def(py::init(&rbm_gibbs_of));
+  py::class_<RbmOperand>(m, "RbmOperand", py::module_local()).def(py::init(&rbm_operand));
+  py::class_<RbmDraw>(m, "RbmDraw", py::module_local()).def(py::init(&rbm_draw));
+  py::class_<RbmGibbsCuda>(m, "RbmGibbs", py::module_local()).def(py::init(&rbm_gibbs_of));
   m.def("rbm_prepare", &rbm_prepare, release);
   m.def("rbm_half_step", &rbm_half_step, release);
   m.def("rbm_gibbs_workspace", &cuda::rbm_gibbs_workspace, release);
