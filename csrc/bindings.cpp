@@ -19,6 +19,7 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   genfast::bind_vae(cpu);
   genfast::bind_rbm(cpu);
+  genfast::bind_attention(cpu);
 
   m.def("kernel_manifest", [] { return genfast::kKernelManifest; });
   m.def("cpu_isa", [] { return genfast::isa_name(genfast::current_isa()); });

@@ -134,6 +134,17 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
   for (int w = 0; w < 4; ++w) words[w].v = _mm256_blend_epi32(a[w], _mm256_slli_epi64(b[w], 32), 0xAA);
 }
 
+// Philox of counters (c0, row + lane, c2, c3), lanes in order.
+GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys,
+                            VecU words[4]) {
+  const __m256i base = _mm256_set1_epi64x(row);
+  const __m256i v0 = _mm256_set1_epi64x(c0), v2 = _mm256_set1_epi64x(c2), v3 = _mm256_set1_epi64x(c3);
+  __m256i a[4], b[4];
+  philox_quarter(v0, _mm256_add_epi64(base, _mm256_setr_epi64x(0, 2, 4, 6)), v2, v3, keys, a);
+  philox_quarter(v0, _mm256_add_epi64(base, _mm256_setr_epi64x(1, 3, 5, 7)), v2, v3, keys, b);
+  for (int w = 0; w < 4; ++w) words[w].v = _mm256_blend_epi32(a[w], _mm256_slli_epi64(b[w], 32), 0xAA);
+}
+
 GENFAST_OP void interleave4(const VecF n[4], float* out) {
   const __m256 t0 = _mm256_unpacklo_ps(n[0].v, n[1].v), t1 = _mm256_unpackhi_ps(n[0].v, n[1].v);
   const __m256 t2 = _mm256_unpacklo_ps(n[2].v, n[3].v), t3 = _mm256_unpackhi_ps(n[2].v, n[3].v);

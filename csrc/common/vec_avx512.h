@@ -136,6 +136,17 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
   for (int w = 0; w < 4; ++w) words[w].v = _mm512_mask_blend_epi32(0xAAAA, a[w], _mm512_slli_epi64(b[w], 32));
 }
 
+// Philox of counters (c0, row + lane, c2, c3), lanes in order.
+GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys,
+                            VecU words[4]) {
+  const __m512i base = _mm512_set1_epi64(row);
+  const __m512i v0 = _mm512_set1_epi64(c0), v2 = _mm512_set1_epi64(c2), v3 = _mm512_set1_epi64(c3);
+  __m512i a[4], b[4];
+  philox_half(v0, _mm512_add_epi64(base, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14)), v2, v3, keys, a);
+  philox_half(v0, _mm512_add_epi64(base, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15)), v2, v3, keys, b);
+  for (int w = 0; w < 4; ++w) words[w].v = _mm512_mask_blend_epi32(0xAAAA, a[w], _mm512_slli_epi64(b[w], 32));
+}
+
 GENFAST_OP void interleave4(const VecF n[4], float* out) {
   const __m512 t0 = _mm512_unpacklo_ps(n[0].v, n[1].v), t1 = _mm512_unpackhi_ps(n[0].v, n[1].v);
   const __m512 t2 = _mm512_unpacklo_ps(n[2].v, n[3].v), t3 = _mm512_unpackhi_ps(n[2].v, n[3].v);

@@ -128,28 +128,37 @@ struct RoundKeys {
 GENFAST_OP void make_round_keys(uint64_t seed, RoundKeys* keys) { keys->seed = seed; }
 
 // Philox of kWidth consecutive counters; lane i of word w belongs to counter group + i (see vec_math.h's interleave4).
-GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64_bit, uint32_t c2_in, uint32_t c3_in,
+GENFAST_OP void philox_lane(int i, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys,
+                            VecU words[4]) {
+  uint32_t k0 = static_cast<uint32_t>(keys.seed), k1 = static_cast<uint32_t>(keys.seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(p1);
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  words[0].v[i] = c0;
+  words[1].v[i] = c1;
+  words[2].v[i] = c2;
+  words[3].v[i] = c3;
+}
+
+GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64_bit, uint32_t c2, uint32_t c3,
                              const RoundKeys& keys, VecU words[4]) {
   GENFAST_LANES {
     const uint64_t counter = group + static_cast<uint64_t>(i);
-    uint32_t c0 = static_cast<uint32_t>(counter);
-    uint32_t c1 = group_is_64_bit ? static_cast<uint32_t>(counter >> 32) : c1_fixed;
-    uint32_t c2 = c2_in, c3 = c3_in;
-    uint32_t k0 = static_cast<uint32_t>(keys.seed), k1 = static_cast<uint32_t>(keys.seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const uint64_t p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
-      c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-      c1 = static_cast<uint32_t>(p1);
-      c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-      c3 = static_cast<uint32_t>(p0);
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    words[0].v[i] = c0;
-    words[1].v[i] = c1;
-    words[2].v[i] = c2;
-    words[3].v[i] = c3;
+    philox_lane(i, static_cast<uint32_t>(counter), group_is_64_bit ? static_cast<uint32_t>(counter >> 32) : c1_fixed,
+                c2, c3, keys, words);
   }
+}
+
+// Philox of counters (c0, row + lane, c2, c3), lanes in order.
+GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys,
+                            VecU words[4]) {
+  GENFAST_LANES philox_lane(i, c0, row + static_cast<uint32_t>(i), c2, c3, keys, words);
 }
 
 // Stores the values of kWidth groups of four in index order.

@@ -87,28 +87,26 @@ static void gather(Left a, int64_t rows, int64_t count, float* out) {
   }
 }
 
-// The same of an A whose rows are contiguous: kWidth steps at a time are turned in registers.
-static void gather_rows(Left a, int64_t rows, int64_t count, float* out) {
+// The same of rows that are contiguous, of any storage type: kWidth steps at a time are turned in registers.
+template <typename T>
+static void gather_rows(const T* data, int64_t stride, int64_t rows, int64_t count, float* out) {
   constexpr int kVectors = (kMaxRows + kWidth - 1) / kWidth;
   for (int64_t row = 0; row < rows; row += kMaxRows, out += count * kMaxRows) {
     const int64_t some = rows - row < kMaxRows ? rows - row : kMaxRows;
-    const float* from = a.data + row * a.row_stride;
-    int64_t k = 0;
-    for (; k + kWidth <= count; k += kWidth) {
+    const T* from = data + row * stride;
+    for (int64_t k = 0; k < count; k += kWidth) {
       VecF squares[kVectors][kWidth];
       for (int i = 0; i < kVectors; ++i) {
         for (int r = 0; r < kWidth; ++r) {
           const int64_t at = i * kWidth + r;
-          squares[i][r] = at < some ? load_float(from + at * a.row_stride + k) : broadcast(0.0f);
+          squares[i][r] = at < some ? load_upto(from + at * stride + k, count - k) : broadcast(0.0f);
         }
         transpose(squares[i]);
       }
-      for (int j = 0; j < kWidth; ++j) {
+      const int64_t steps = count - k < kWidth ? count - k : kWidth;
+      for (int64_t j = 0; j < steps; ++j) {
         for (int i = 0; i < kVectors; ++i) store_float(out + (k + j) * kMaxRows + i * kWidth, squares[i][j]);
       }
-    }
-    for (; k < count; ++k) {
-      for (int64_t r = 0; r < some; ++r) out[k * kMaxRows + r] = from[r * a.row_stride + k];
     }
   }
 }
@@ -129,7 +127,7 @@ void product(const Term* terms, int term_count, int64_t rows, int64_t columns, i
     const Term& term = terms[0];
     for (int64_t k = 0; k < term.depth; k += kDepthBlock) {
       const int64_t count = term.depth - k < kDepthBlock ? term.depth - k : kDepthBlock;
-      gather_rows({term.a.data + k, term.a.row_stride, 1}, rows, count, room + k * padded_rows);
+      gather_rows(term.a.data + k, term.a.row_stride, rows, count, room + k * padded_rows);
     }
   }
   for (int64_t first = 0; first < panels; first += block_panels) {

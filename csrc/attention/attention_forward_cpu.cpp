@@ -1,0 +1,131 @@
+// Attention forward: online softmax over blocks of keys. Compiled once per instruction set.
+#include "attention/attention_cpu.h"
+#include "attention/attention_tile.h"
+
+namespace genfast {
+namespace GENFAST_ISA {
+
+using namespace attention;
+
+namespace {
+
+// One block of scores: moves the running maximum and sum of each query on, and leaves P, relative to the new maximum,
+// in the tile. `rescale` takes the factors of what was summed before.
+void softmax_block(const Tile& t, float* tile, const float* dropped, float* top, float* total, float* rescale) {
+  for (int64_t i = 0; i < t.queries; i += kWidth) {
+    const VecF before = load_float(top + i);
+    VecF most[2] = {before, before};
+    float* const column = tile + i;
+    int64_t j = 0;
+    for (; j + 2 <= t.keys; j += 2) {
+      most[0] = max(most[0], load_float(column + j * t.stride));
+      most[1] = max(most[1], load_float(column + (j + 1) * t.stride));
+    }
+    if (j < t.keys) most[0] = max(most[0], load_float(column + j * t.stride));
+    const VecF now = max(most[0], most[1]);
+    const VecF base = select(less(now, broadcast(-3.4e38f)), broadcast(0.0f), now);  // nothing seen yet: no NaN
+    const VecF factor = exp_or_zero(before - base);
+    VecF sums[2] = {load_float(total + i) * factor, broadcast(0.0f)};
+    for (j = 0; j + 2 <= t.keys; j += 2) {
+      for (int l = 0; l < 2; ++l) {
+        float* const at = column + (j + l) * t.stride;
+        const VecF p = exp_or_zero(load_float(at) - base);
+        sums[l] = sums[l] + p;
+        store_float(at, dropped == nullptr ? p : p * load_float(dropped + (j + l) * t.stride + i));
+      }
+    }
+    if (j < t.keys) {
+      float* const at = column + j * t.stride;
+      const VecF p = exp_or_zero(load_float(at) - base);
+      sums[0] = sums[0] + p;
+      store_float(at, dropped == nullptr ? p : p * load_float(dropped + j * t.stride + i));
+    }
+    store_float(top + i, now);
+    store_float(total + i, sums[0] + sums[1]);
+    store_float(rescale + i, factor);
+  }
+}
+
+void scale_row(float* row, int64_t columns, float factor) {
+  for (int64_t k = 0; k < columns; k += kWidth) store_float(row + k, load_float(row + k) * broadcast(factor));
+}
+
+}  // namespace
+
+int64_t attention_query_blocks(const Attention& a) { return parts(a.queries, query_block(a)); }
+
+int64_t attention_forward_floats(const Attention& a) {
+  const int64_t nq = query_block(a), nk = key_block(a), blocks = parts(a.keys, nk);
+  const int64_t packed = blocks * (groups_floats(nk, a.depth) + rows_floats(nk, a.value_depth) + 1);
+  const int64_t out = nq * up_to(a.value_depth, kTileColumns);
+  return columns_floats(nq, a.depth) + packed + out + 3 * nq * nk + 3 * nq + 64;
+}
+
+void attention_forward_unit(const AttentionForward& args, const AttentionUnit& unit, float* room) {
+  const Attention& a = args.a;
+  const int64_t nq = query_block(a), nk = key_block(a), query_blocks = parts(a.queries, nq);
+  const int64_t key_blocks = parts(a.keys, nk), group = a.heads / a.kv_heads;
+  const int64_t width = up_to(a.value_depth, kTileColumns);
+  const int64_t key_floats = groups_floats(nk, a.depth), value_floats = rows_floats(nk, a.value_depth);
+  const bool plain = plain_scores(a);
+  float* const out = room;
+  float* const tile = out + nq * width;
+  float* const extra = tile + nq * nk;
+  float* const factors = extra + nq * nk;
+  float *const top = factors + nq * nk, *const total = top + nq, *const rescale = total + nq;
+  float* const q = rescale + nq;
+  float* const keys = q + columns_floats(nq, a.depth);
+  float* const values = keys + key_blocks * key_floats;
+  float* const packed = values + key_blocks * value_floats;
+  for (int64_t block = 0; block < key_blocks; ++block) packed[block] = 0.0f;
+  RoundKeys round_keys;
+  make_round_keys(a.seed, &round_keys);
+
+  for (int64_t item = unit.first; item < unit.last; ++item) {
+    Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, nq};
+    t.queries = smaller(a.queries - t.query, nq);
+    pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
+    for (int64_t i = 0; i < nq; ++i) {
+      top[i] = a.sinks == nullptr ? scalar_from_bits(0xFF800000u) : a.sinks[t.head];
+      total[i] = a.sinks == nullptr ? 0.0f : 1.0f;
+    }
+    bool fresh = true;
+    int64_t first, last;
+    visible_keys(a, t.query, t.queries, &first, &last);
+    for (int64_t block = first / nk; block * nk < last; ++block) {
+      t.key = block * nk;
+      t.keys = smaller(a.keys - t.key, nk);
+      if (packed[block] == 0.0f) {
+        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.depth, 1.0f,
+             keys + block * key_floats);
+        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.value_depth, 1.0f,
+             values + block * value_floats);
+        packed[block] = 1.0f;
+      }
+      scores_product(keys + block * key_floats, q, t.keys, t.queries, a.depth, tile, nq, true);
+      if (!plain || !all_visible(a, t)) finish_scores(a, t, tile, nullptr, extra);
+      if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, factors);
+      softmax_block(t, tile, a.dropout_threshold != 0 ? factors : nullptr, top, total, rescale);
+      if (!fresh) {
+        for (int64_t i = 0; i < t.queries; ++i) {
+          if (rescale[i] != 1.0f) scale_row(out + i * width, width, rescale[i]);
+        }
+      }
+      query_product(tile, nq, values + block * value_floats, t.queries, t.keys, a.value_depth, out, width, fresh);
+      fresh = false;
+    }
+    for (int64_t i = 0; i < t.queries; ++i) {
+      float* const lse = args.lse + (t.batch * a.heads + t.head) * a.queries + t.query + i;
+      *lse = total[i] == 0.0f ? scalar_from_bits(0xFF800000u) : top[i] + ::logf(total[i]);
+      if (fresh || total[i] == 0.0f) memset(out + i * width, 0, static_cast<size_t>(width) * sizeof(float));
+      char* const to = row_at(a.out, a.dtype, t.batch, t.head, t.query + i);
+      with_type(a.dtype, [&](auto* type) {
+        from_float(out + i * width, a.value_depth, total[i] == 0.0f ? 1.0f : 1.0f / total[i],
+                   reinterpret_cast<decltype(type)>(to));
+      });
+    }
+  }
+}
+
+}  // namespace GENFAST_ISA
+}  // namespace genfast

@@ -1,0 +1,243 @@
+// One tile of the gradients of attention, of first or second order.
+#pragma once
+
+#include "attention/attention_score_tangent.h"
+
+namespace genfast {
+namespace GENFAST_ISA {
+namespace attention {
+
+// What the gradients need of a block of queries, packed; each array belongs to one head.
+struct QuerySide {
+  float *q, *q_rows;              // times the scale: columns, rows
+  float *dout, *dout_rows;        // columns, rows
+  float *tangent, *tangent_rows;  // of q, likewise; second order
+  float *lse, *shift;             // L; dlse - delta
+  float *mean, *dot;              // mu and r; second order
+};
+
+// The same of a block of keys.
+struct KeySide {
+  float *k, *k_rows, *v;                      // groups, rows, groups
+  float *tangent, *tangent_rows, *v_tangent;  // second order
+};
+
+// Tiles of scores.
+struct GradientTiles {
+  float* p;        // M P, or M P (A' - mu): the left operand of dV
+  float* g;        // dZ or gZ
+  float* z;        // gZ'; second order
+  float* w;        // dA or W, the gradient to scores after the cap: g itself where there is no cap
+  float *h, *raw;  // rooms of second order
+  float *capped, *factors, *extra;
+};
+
+GENFAST_INLINE int64_t query_side_floats(const AttentionGradient& args, int64_t block) {
+  const Attention& a = args.a;
+  const int64_t q = columns_floats(block, a.depth) + rows_floats(block, a.depth);
+  return (args.second ? 2 : 1) * q + columns_floats(block, a.value_depth) + rows_floats(block, a.value_depth) +
+         4 * block;
+}
+GENFAST_INLINE int64_t key_side_floats(const AttentionGradient& args, int64_t block) {
+  const Attention& a = args.a;
+  return (args.second ? 2 : 1) *
+         (groups_floats(block, a.depth) + rows_floats(block, a.depth) + groups_floats(block, a.value_depth));
+}
+GENFAST_INLINE int64_t gradient_tiles_floats(const AttentionGradient& args, int64_t tile) {
+  return (args.second ? 9 : 6) * tile;
+}
+
+// Where a block of queries lies in its room.
+static QuerySide query_side(const AttentionGradient& args, int64_t block, float* room) {
+  const Attention& a = args.a;
+  const auto take = [&](int64_t floats) {
+    float* const own = room;
+    room += floats;
+    return own;
+  };
+  QuerySide side = {};
+  side.q = take(columns_floats(block, a.depth));
+  side.q_rows = take(rows_floats(block, a.depth));
+  side.dout = take(columns_floats(block, a.value_depth));
+  side.dout_rows = take(rows_floats(block, a.value_depth));
+  side.lse = take(block);
+  side.shift = take(block);
+  if (args.second) {
+    side.tangent = take(columns_floats(block, a.depth));
+    side.tangent_rows = take(rows_floats(block, a.depth));
+    side.mean = take(block);
+    side.dot = take(block);
+  }
+  return side;
+}
+
+static void load_queries(const AttentionGradient& args, const Tile& t, const QuerySide& side) {
+  const Attention& a = args.a;
+  const int64_t block = t.stride, row = (t.batch * a.heads + t.head) * a.queries + t.query;
+  const auto load = [&](const Rows& x, int64_t depth, float scale, float* columns, float* rows) {
+    pack(Form::kColumns, x, a.dtype, t.batch, t.head, t.query, t.queries, depth, scale, columns);
+    pack(Form::kRows, x, a.dtype, t.batch, t.head, t.query, t.queries, depth, scale, rows);
+  };
+  load(a.q, a.depth, a.scale, side.q, side.q_rows);
+  load(args.dout, a.value_depth, 1.0f, side.dout, side.dout_rows);
+  load_lse(a.lse + row, t.queries, block, side.lse);
+  for (int64_t i = 0; i < block; ++i) side.shift[i] = 0.0f;
+  row_products(a.dtype, args.dout, a.out, t.batch, t.head, t.query, t.queries, a.value_depth, side.shift);
+  for (int64_t i = 0; i < t.queries; ++i) {
+    side.shift[i] = (args.dlse == nullptr ? 0.0f : args.dlse[row + i]) - side.shift[i];
+  }
+  if (!args.second) return;
+  load(args.t.q, a.depth, a.scale, side.tangent, side.tangent_rows);
+  for (int64_t i = 0; i < block; ++i) {
+    side.mean[i] = i < t.queries ? args.t.lse[row + i] : 0.0f;
+    side.dot[i] = 0.0f;
+  }
+  row_products(a.dtype, args.dout, args.t.out, t.batch, t.head, t.query, t.queries, a.value_depth, side.dot);
+}
+
+static KeySide load_keys(const AttentionGradient& args, const Tile& t, int64_t kv_head, float* room) {
+  const Attention& a = args.a;
+  KeySide side = {};
+  const auto load = [&](Form form, const Rows& x, int64_t depth) {
+    float* const to = room;
+    room += form == Form::kGroups ? groups_floats(t.keys, depth) : rows_floats(t.keys, depth);
+    pack(form, x, a.dtype, t.batch, kv_head, t.key, t.keys, depth, 1.0f, to);
+    return to;
+  };
+  side.k = load(Form::kGroups, a.k, a.depth);
+  side.k_rows = load(Form::kRows, a.k, a.depth);
+  side.v = load(Form::kGroups, a.v, a.value_depth);
+  if (!args.second) return side;
+  side.tangent = load(Form::kGroups, args.t.k, a.depth);
+  side.tangent_rows = load(Form::kRows, args.t.k, a.depth);
+  side.v_tangent = load(Form::kGroups, args.t.v, a.value_depth);
+  return side;
+}
+
+static GradientTiles gradient_tiles(const AttentionGradient& args, float* room, int64_t tile) {
+  GradientTiles tiles;
+  tiles.p = room;
+  tiles.g = room + tile;
+  tiles.capped = room + 2 * tile;
+  tiles.factors = room + 3 * tile;
+  tiles.extra = room + 4 * tile;
+  tiles.w = args.a.softcap != 0.0f ? room + 5 * tile : tiles.g;
+  tiles.z = tiles.h = tiles.raw = nullptr;
+  if (args.second) {
+    tiles.z = room + 6 * tile;
+    tiles.h = room + 7 * tile;
+    tiles.raw = room + 8 * tile;
+  }
+  return tiles;
+}
+
+// The elements of a tile; formulas and names in docs/kernels/attention.md.
+template <bool kSecond, bool kCapped, bool kDropped>
+static void gradient_elements(const AttentionGradient& args, const QuerySide& q, const Tile& t,
+                              const GradientTiles& x) {
+  const VecF one = broadcast(1.0f);
+  const VecF curvature = broadcast(kCapped ? 2.0f / args.a.softcap : 0.0f);
+  for (int64_t i = 0; i < t.queries; i += kWidth) {
+    const VecF lse = load_float(q.lse + i), shift = load_float(q.shift + i);
+    VecF mean = shift, dot = shift;
+    if constexpr (kSecond) {
+      mean = load_float(q.mean + i);
+      dot = load_float(q.dot + i);
+    }
+    for (int64_t j = 0; j < t.keys; ++j) {
+      const int64_t at = j * t.stride + i;
+      const VecF p = exp_or_zero(load_float(x.p + at) - lse);
+      VecF kept = p, g = load_float(x.g + at), factor = one, tau = one, c = one;
+      if constexpr (kDropped) {
+        factor = load_float(x.factors + at);
+        kept = p * factor;
+        g = g * factor;
+      }
+      if constexpr (kCapped) {
+        c = load_float(x.capped + at);
+        tau = one - c * c;
+      }
+      const VecF e = g + shift;
+      const VecF da = p * e;
+      if constexpr (!kSecond) {
+        store_float(x.p + at, kept);
+        store_float(x.g + at, kCapped ? da * tau : da);
+        if constexpr (kCapped) store_float(x.w + at, da);
+      } else {
+        const VecF centered = load_float(x.z + at) - mean;
+        VecF h = load_float(x.h + at);
+        if constexpr (kDropped) h = h * factor;
+        const VecF w = p * (fma(centered, e, h) - dot);
+        store_float(x.p + at, kept * centered);
+        if constexpr (kCapped) {
+          store_float(x.g + at, tau * (w - da * load_float(x.raw + at) * curvature * c));
+          store_float(x.z + at, tau * da);
+          store_float(x.w + at, w);
+        } else {
+          store_float(x.g + at, w);
+          store_float(x.z + at, da);
+        }
+      }
+    }
+  }
+}
+
+template <bool kSecond, bool kCapped>
+static void gradient_elements(const AttentionGradient& args, const QuerySide& q, const Tile& t,
+                              const GradientTiles& x) {
+  if (args.a.dropout_threshold != 0) {
+    gradient_elements<kSecond, kCapped, true>(args, q, t, x);
+  } else {
+    gradient_elements<kSecond, kCapped, false>(args, q, t, x);
+  }
+}
+
+static void gradient_tile(const AttentionGradient& args, const RoundKeys& round_keys, const QuerySide& q,
+                          const KeySide& k, const Tile& t, const GradientTiles& x) {
+  const Attention& a = args.a;
+  scores_product(k.k, q.q, t.keys, t.queries, a.depth, x.p, t.stride, true);
+  if (!plain_scores(a) || !all_visible(a, t)) finish_scores(a, t, x.p, x.capped, x.extra);
+  scores_product(k.v, q.dout, t.keys, t.queries, a.value_depth, x.g, t.stride, true);
+  if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, x.factors);
+  if (!args.second) {
+    if (a.softcap != 0.0f) {
+      gradient_elements<false, true>(args, q, t, x);
+    } else {
+      gradient_elements<false, false>(args, q, t, x);
+    }
+    return;
+  }
+  scores_product(k.k, q.tangent, t.keys, t.queries, a.depth, x.z, t.stride, true);
+  scores_product(k.tangent, q.q, t.keys, t.queries, a.depth, x.z, t.stride, false);
+  scores_product(k.v_tangent, q.dout, t.keys, t.queries, a.value_depth, x.h, t.stride, true);
+  if (a.softcap != 0.0f) {
+    memcpy(x.raw, x.z, static_cast<size_t>(t.keys * t.stride) * sizeof(float));
+    score_tangents(args.t, t, x.z, x.capped, x.extra);
+    gradient_elements<true, true>(args, q, t, x);
+  } else {
+    score_tangents(args.t, t, x.z, x.capped, x.extra);
+    gradient_elements<true, false>(args, q, t, x);
+  }
+}
+
+// out[queries, keys] of a tile, or of zeros where it is null.
+static void store_matrix(DType dtype, const float* tile, const Tile& t, void* out, int64_t stride) {
+  with_type(dtype, [&](auto* type) {
+    auto* const to = static_cast<decltype(type)>(out);
+    for (int64_t i = 0; i < t.queries; i += kWidth) {
+      for (int64_t j = 0; j < t.keys; j += kWidth) {
+        const int64_t keys = smaller(t.keys - j, kWidth), queries = smaller(t.queries - i, kWidth);
+        VecF square[kWidth];
+        for (int l = 0; l < kWidth; ++l) {
+          square[l] = tile != nullptr && l < keys ? load_float(tile + (j + l) * t.stride + i) : broadcast(0.0f);
+        }
+        transpose(square);
+        for (int64_t l = 0; l < queries; ++l) store_upto(to + (t.query + i + l) * stride + t.key + j, square[l], keys);
+      }
+    }
+  });
+}
+
+}  // namespace attention
+}  // namespace GENFAST_ISA
+}  // namespace genfast

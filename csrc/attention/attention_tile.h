@@ -1,0 +1,409 @@
+// The parts of attention's kernels: packed operands, products of tiles, scores, dropout.
+//
+// Tiles of scores lie transposed, [keys][queries]: statistics of a row of scores are then sums over vectors without a
+// horizontal step, and a tile is the left operand of the next product as it lies, by columns (P V, dS K) or by rows
+// (P' dO, dS' Q). A tile has room for a whole block of queries; lanes beyond the last query hold finite numbers that
+// nothing reads.
+#pragma once
+
+#include "attention/attention.h"
+#include "common/gemm/product_fma.h"
+#include "common/vec_math.h"
+
+namespace genfast {
+namespace GENFAST_ISA {
+namespace attention {
+
+using gemm::kMaxRows;
+using gemm::kTileColumns;
+
+constexpr int64_t kMostQueries = kTileColumns > 64 ? kTileColumns : 64;
+constexpr int64_t kMostKeys = 96;  // whole groups of kMaxRows, and of the eight columns of a call of Philox
+
+GENFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+GENFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+GENFAST_INLINE int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+GENFAST_INLINE int64_t up_to(int64_t x, int64_t multiple) { return parts(x, multiple) * multiple; }
+
+// Even blocks: of at most `most`, a multiple of `unit`.
+GENFAST_INLINE int64_t block_of(int64_t count, int64_t most, int64_t unit) {
+  return count == 0 ? unit : up_to(parts(count, parts(count, most)), unit);
+}
+GENFAST_INLINE int64_t query_block(const Attention& a) { return block_of(a.queries, kMostQueries, kTileColumns); }
+GENFAST_INLINE int64_t key_block(const Attention& a) { return block_of(a.keys, kMostKeys, 24); }
+
+GENFAST_INLINE int64_t width_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+GENFAST_INLINE char* row_at(const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t row) {
+  return static_cast<char*>(x.data) + (batch * x.batch + head * x.head + row * x.row) * width_of(dtype);
+}
+
+// ---- operands ----
+
+// Columns of B are rows of x, times a scale: [panel][depth][kTileColumns], zeros beyond the last row.
+template <typename T>
+static void pack_columns(const T* x, int64_t stride, int64_t rows, int64_t depth, float scale, float* out) {
+  const VecF factor = broadcast(scale);
+  for (int64_t first = 0; first < rows; first += kTileColumns, out += depth * kTileColumns) {
+    for (int64_t k = 0; k < depth; k += kWidth) {
+      const int64_t steps = smaller(depth - k, kWidth);
+      for (int half = 0; half < 2; ++half) {
+        const int64_t row = first + half * kWidth;
+        VecF square[kWidth];
+        for (int i = 0; i < kWidth; ++i) {
+          square[i] = row + i < rows ? load_upto(x + (row + i) * stride + k, depth - k) * factor : broadcast(0.0f);
+        }
+        transpose(square);
+        for (int64_t j = 0; j < steps; ++j) store_float(out + (k + j) * kTileColumns + half * kWidth, square[j]);
+      }
+    }
+  }
+}
+
+// Rows of B are rows of x, times a scale: [panel][rows][kTileColumns], zeros beyond the last column.
+template <typename T>
+static void pack_rows(const T* x, int64_t stride, int64_t rows, int64_t columns, float scale, float* out) {
+  const VecF factor = broadcast(scale);
+  for (int64_t column = 0; column < columns; column += kTileColumns) {
+    const bool second = column + kWidth < columns;
+    for (int64_t i = 0; i < rows; ++i, out += kTileColumns) {
+      const T* const from = x + i * stride + column;
+      store_float(out, load_upto(from, columns - column) * factor);
+      store_float(out + kWidth,
+                  second ? load_upto(from + kWidth, columns - column - kWidth) * factor : broadcast(0.0f));
+    }
+  }
+}
+
+template <typename T>
+static void to_float(const T* x, int64_t columns, float* out) {
+  for (int64_t k = 0; k < columns; k += kWidth) store_upto(out + k, load_upto(x + k, columns - k), columns - k);
+}
+template <typename T>
+static void from_float(const float* x, int64_t columns, float scale, T* out) {
+  const VecF factor = broadcast(scale);
+  for (int64_t k = 0; k < columns; k += kWidth) {
+    store_upto(out + k, load_upto(x + k, columns - k) * factor, columns - k);
+  }
+}
+
+// As storage_type(dtype, body): body(T{}) with the element type.
+template <typename Body>
+GENFAST_INLINE void with_type(DType dtype, const Body& body) {
+  if (dtype == DType::kFloat32) {
+    body(static_cast<float*>(nullptr));
+  } else if (dtype == DType::kBFloat16) {
+    body(static_cast<BFloat16*>(nullptr));
+  } else {
+    body(static_cast<Float16*>(nullptr));
+  }
+}
+
+enum class Form { kColumns, kRows, kGroups };
+
+// `rows` rows of x from `first`, for B by columns or by rows, or for A in groups: [group][depth][kMaxRows].
+static void pack(Form form, const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t first, int64_t rows,
+                 int64_t depth, float scale, float* out) {
+  const char* const data = row_at(x, dtype, batch, head, first);
+  with_type(dtype, [&](auto* type) {
+    const auto* const from = reinterpret_cast<decltype(type)>(const_cast<char*>(data));
+    if (form == Form::kColumns) {
+      pack_columns(from, x.row, rows, depth, scale, out);
+    } else if (form == Form::kRows) {
+      pack_rows(from, x.row, rows, depth, scale, out);
+    } else {
+      gemm::gather_rows(from, x.row, rows, depth, out);
+    }
+  });
+}
+
+GENFAST_INLINE int64_t columns_floats(int64_t rows, int64_t depth) { return up_to(rows, kTileColumns) * depth; }
+GENFAST_INLINE int64_t rows_floats(int64_t rows, int64_t depth) { return up_to(depth, kTileColumns) * rows; }
+GENFAST_INLINE int64_t groups_floats(int64_t rows, int64_t depth) {
+  return up_to(rows, kMaxRows) * depth + 2 * kWidth;  // stores pass the last group
+}
+
+static void store_rows(DType dtype, const float* x, int64_t stride, int64_t rows, int64_t columns, float scale,
+                       const Rows& out, int64_t batch, int64_t head, int64_t first) {
+  for (int64_t i = 0; i < rows; ++i) {
+    char* const to = row_at(out, dtype, batch, head, first + i);
+    with_type(dtype,
+              [&](auto* type) { from_float(x + i * stride, columns, scale, reinterpret_cast<decltype(type)>(to)); });
+  }
+}
+
+// out[i] = sum over columns of x[i, :] y[i, :].
+static void row_products(DType dtype, const Rows& x, const Rows& y, int64_t batch, int64_t head, int64_t first,
+                         int64_t rows, int64_t columns, float* out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const char* const xs = row_at(x, dtype, batch, head, first + i);
+    const char* const ys = row_at(y, dtype, batch, head, first + i);
+    with_type(dtype, [&](auto* type) {
+      const auto* const a = reinterpret_cast<decltype(type)>(const_cast<char*>(xs));
+      const auto* const b = reinterpret_cast<decltype(type)>(const_cast<char*>(ys));
+      VecF total = broadcast(0.0f);
+      for (int64_t k = 0; k < columns; k += kWidth) {
+        total = fma(load_upto(a + k, columns - k), load_upto(b + k, columns - k), total);
+      }
+      out[i] = sum(total);
+    });
+  }
+}
+
+// ---- products ----
+
+// out[rows, panels of B] = or += A B. A: groups, or a tile by columns or by rows.
+GENFAST_INLINE void multiply(gemm::Left a, int64_t group_stride, int64_t rows, int64_t depth, const float* b,
+                             int64_t b_panel, int64_t columns, float* out, int64_t stride, bool fresh) {
+  for (int64_t column = 0; column < columns; column += kTileColumns, b += b_panel) {
+    gemm::tile_rows(rows, out + column, stride, fresh, a, group_stride, b, kTileColumns, depth);
+  }
+}
+
+// tile[keys, queries] from groups of keys and columns of queries.
+static void scores_product(const float* groups, const float* columns, int64_t keys, int64_t queries, int64_t depth,
+                           float* tile, int64_t stride, bool fresh) {
+  multiply({groups, 1, kMaxRows}, kMaxRows * depth, keys, depth, columns, depth * kTileColumns, queries, tile, stride,
+           fresh);
+}
+
+// out[queries, depth] from a tile and rows of keys.
+static void query_product(const float* tile, int64_t tile_stride, const float* rows, int64_t queries, int64_t keys,
+                          int64_t depth, float* out, int64_t stride, bool fresh) {
+  multiply({tile, 1, tile_stride}, kMaxRows, queries, keys, rows, keys * kTileColumns, depth, out, stride, fresh);
+}
+
+// out[keys, depth] from a tile and rows of queries.
+static void key_product(const float* tile, int64_t tile_stride, const float* rows, int64_t keys, int64_t queries,
+                        int64_t depth, float* out, int64_t stride, bool fresh) {
+  multiply({tile, tile_stride, 1}, kMaxRows * tile_stride, keys, queries, rows, queries * kTileColumns, depth, out,
+           stride, fresh);
+}
+
+// ---- scores ----
+
+struct Tile {
+  int64_t batch, head;
+  int64_t query, queries;  // the first and how many
+  int64_t key, keys;
+  int64_t stride;  // of the buffers, a whole block of queries
+};
+
+// Keys [*first, *last) that some of the queries see.
+static void visible_keys(const Attention& a, int64_t query, int64_t queries, int64_t* first, int64_t* last) {
+  *first = a.left < 0 ? 0 : smaller(larger(query + a.shift - a.left, 0), a.keys);
+  *last = a.right < 0 ? a.keys : larger(smaller(query + queries + a.shift + a.right, a.keys), *first);
+}
+
+GENFAST_INLINE bool all_visible(const Attention& a, const Tile& t) {
+  const bool right = a.right < 0 || t.key + t.keys - 1 - (t.query + a.shift) <= a.right;
+  return right && (a.left < 0 || t.key - (t.query + t.queries - 1 + a.shift) >= -a.left);
+}
+GENFAST_INLINE bool none_visible(const Attention& a, const Tile& t) {
+  const bool right = a.right >= 0 && t.key - (t.query + t.queries - 1 + a.shift) > a.right;
+  return right || (a.left >= 0 && t.key + t.keys - 1 - (t.query + a.shift) < -a.left);
+}
+
+GENFAST_INLINE VecF infinity() { return broadcast(scalar_from_bits(0x7F800000u)); }
+GENFAST_INLINE VecF minus_infinity() { return broadcast(scalar_from_bits(0xFF800000u)); }
+
+// e^x, exactly zero below the normal numbers; NaN stays.
+GENFAST_INLINE VecF exp_or_zero(VecF x) { return select(less(x, broadcast(-87.33f)), broadcast(0.0f), exp_bounded(x)); }
+
+GENFAST_INLINE VecF tanh(VecF x) {
+  const VecF y = x + x;
+  const VecF half = half_expm1(y, broadcast(0.5f) * exp_bounded(y));
+  return div(half, half + broadcast(1.0f));
+}
+
+GENFAST_INLINE VecF load_byte(const uint8_t* p, int64_t count) {
+  float lanes[kWidth];
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i < count ? static_cast<float>(p[i]) : 0.0f;
+  return load_float(lanes);
+}
+template <typename T>
+GENFAST_INLINE VecF load_element(const T* p, int64_t count) {
+  return load_upto(p, count);
+}
+GENFAST_INLINE VecF load_element(const uint8_t* p, int64_t count) { return load_byte(p, count); }
+
+// A [queries, keys] matrix with any strides as a tile; 0 where a lane is beyond the last query.
+template <typename T>
+static void load_matrix(const T* x, int64_t query_stride, int64_t key_stride, const Tile& t, float* out) {
+  x += t.query * query_stride + t.key * key_stride;
+  if (query_stride == 0) {
+    for (int64_t j = 0; j < t.keys; ++j) {
+      float lanes[kWidth];
+      store_float(lanes, load_element(x + j * key_stride, 1));
+      for (int64_t i = 0; i < t.queries; i += kWidth) store_float(out + j * t.stride + i, broadcast(lanes[0]));
+    }
+  } else if (query_stride == 1) {
+    for (int64_t j = 0; j < t.keys; ++j) {
+      for (int64_t i = 0; i < t.queries; i += kWidth) {
+        store_float(out + j * t.stride + i, load_element(x + j * key_stride + i, t.queries - i));
+      }
+    }
+  } else if (key_stride == 1) {
+    for (int64_t i = 0; i < t.queries; i += kWidth) {
+      for (int64_t j = 0; j < t.keys; j += kWidth) {
+        VecF square[kWidth];
+        for (int l = 0; l < kWidth; ++l) {
+          square[l] = i + l < t.queries ? load_element(x + (i + l) * query_stride + j, t.keys - j) : broadcast(0.0f);
+        }
+        transpose(square);
+        const int64_t some = smaller(t.keys - j, kWidth);
+        for (int64_t l = 0; l < some; ++l) store_float(out + (j + l) * t.stride + i, square[l]);
+      }
+    }
+  } else {
+    for (int64_t j = 0; j < t.keys; ++j) {
+      for (int64_t i = 0; i < t.queries; i += kWidth) {
+        float lanes[kWidth], element[kWidth];
+        for (int l = 0; l < kWidth; ++l) {
+          lanes[l] = 0.0f;
+          if (i + l >= t.queries) continue;
+          store_float(element, load_element(x + (i + l) * query_stride + j * key_stride, 1));
+          lanes[l] = element[0];
+        }
+        store_float(out + j * t.stride + i, load_float(lanes));
+      }
+    }
+  }
+}
+
+static void load_bias(DType dtype, const void* bias, const int64_t stride[4], const Tile& t, float* out) {
+  with_type(dtype, [&](auto* type) {
+    const auto* const x = static_cast<decltype(type)>(const_cast<void*>(bias));
+    load_matrix(x + t.batch * stride[0] + t.head * stride[1], stride[2], stride[3], t, out);
+  });
+}
+
+// Calls body(key, lane, first entry or null, entries) for every vector of a tile: the table's entries either lie in
+// order from the first, or at entries[0 ... kWidth).
+template <typename Body>
+GENFAST_INLINE void for_table(const Attention& a, const Tile& t, const Body& body) {
+  for (int64_t j = 0; j < t.keys; ++j) {
+    for (int64_t i = 0; i < t.queries; i += kWidth) {
+      const int64_t lanes = smaller(t.queries - i, kWidth);
+      if (a.q_index == nullptr) {
+        body(j, i, lanes, t.query + i - (t.key + j) + a.keys - 1, static_cast<const int32_t*>(nullptr));
+      } else {
+        int32_t entries[kWidth];
+        for (int64_t l = 0; l < lanes; ++l) entries[l] = a.q_index[t.query + i + l] - a.k_index[t.key + j];
+        body(j, i, lanes, int64_t{0}, static_cast<const int32_t*>(entries));
+      }
+    }
+  }
+}
+
+// tile += the entries of a table.
+static void add_table(const Attention& a, const float* table, const Tile& t, float* tile) {
+  const float* const own = table + t.batch * a.table_batch + t.head * a.table_head;
+  for_table(a, t, [&](int64_t j, int64_t i, int64_t lanes, int64_t first, const int32_t* entries) {
+    float* const at = tile + j * t.stride + i;
+    VecF x;
+    if (entries == nullptr) {
+      x = load_upto(own + first, lanes);
+    } else {
+      float values[kWidth] = {};
+      for (int64_t l = 0; l < lanes; ++l) values[l] = own[entries[l]];
+      x = load_float(values);
+    }
+    store_float(at, load_float(at) + x);
+  });
+}
+
+// table[entry] += the elements of a tile.
+static void scatter_table(const Attention& a, const Tile& t, const float* tile, float* table) {
+  for_table(a, t, [&](int64_t j, int64_t i, int64_t lanes, int64_t first, const int32_t* entries) {
+    const float* const at = tile + j * t.stride + i;
+    if (entries == nullptr) {
+      store_upto(table + first, load_upto(table + first, lanes) + load_upto(at, lanes), lanes);
+    } else {
+      for (int64_t l = 0; l < lanes; ++l) table[entries[l]] += at[l];
+    }
+  });
+}
+
+GENFAST_INLINE bool plain_scores(const Attention& a) {
+  return a.softcap == 0.0f && a.bias == nullptr && a.table == nullptr && a.mask == nullptr;
+}
+
+// Products to scores: cap, bias, table, then -inf where hidden. `capped` (null: not needed) takes tanh(Z / cap).
+static void finish_scores(const Attention& a, const Tile& t, float* tile, float* capped, float* room) {
+  if (a.softcap != 0.0f) {
+    const VecF cap = broadcast(a.softcap), inverse = broadcast(1.0f / a.softcap);
+    for (int64_t j = 0; j < t.keys; ++j) {
+      for (int64_t i = 0; i < t.queries; i += kWidth) {
+        const VecF x = tanh(load_float(tile + j * t.stride + i) * inverse);
+        if (capped != nullptr) store_float(capped + j * t.stride + i, x);
+        store_float(tile + j * t.stride + i, x * cap);
+      }
+    }
+  }
+  if (a.bias != nullptr) {
+    load_bias(a.dtype, a.bias, a.bias_stride, t, room);
+    for (int64_t j = 0; j < t.keys; ++j) {
+      for (int64_t i = 0; i < t.queries; i += kWidth) {
+        float* const at = tile + j * t.stride + i;
+        store_float(at, load_float(at) + load_float(room + j * t.stride + i));
+      }
+    }
+  }
+  if (a.table != nullptr) add_table(a, a.table, t, tile);
+  if (a.mask != nullptr) {
+    const uint8_t* const mask = a.mask + t.batch * a.mask_stride[0] + t.head * a.mask_stride[1];
+    load_matrix(mask, a.mask_stride[2], a.mask_stride[3], t, room);
+    for (int64_t j = 0; j < t.keys; ++j) {
+      for (int64_t i = 0; i < t.queries; i += kWidth) {
+        float* const at = tile + j * t.stride + i;
+        const Mask hidden = less(load_float(room + j * t.stride + i), broadcast(0.5f));
+        store_float(at, select(hidden, minus_infinity(), load_float(at)));
+      }
+    }
+  }
+  if (all_visible(a, t)) return;
+  float ramp[kWidth];
+  for (int i = 0; i < kWidth; ++i) ramp[i] = static_cast<float>(i);
+  const VecF lanes = load_float(ramp);
+  // Distances within a tile are small integers: exact.
+  for (int64_t j = 0; j < t.keys; ++j) {
+    const int64_t base = t.key + j - (t.query + a.shift);  // of lane 0; lane i is i less
+    for (int64_t i = 0; i < t.queries; i += kWidth) {
+      float* const at = tile + j * t.stride + i;
+      VecF x = load_float(at);
+      if (a.right >= 0) {
+        const float least = static_cast<float>(larger(smaller(base - i - a.right, kWidth), -1));
+        x = select(less(lanes, broadcast(least)), minus_infinity(), x);  // hidden where base - lane > right
+      }
+      if (a.left >= 0) {
+        const float most = static_cast<float>(larger(smaller(base - i + a.left, kWidth), -1));
+        x = select(less(broadcast(most), lanes), minus_infinity(), x);  // hidden where base - lane < -left
+      }
+      store_float(at, x);
+    }
+  }
+}
+
+// The factors of dropout: 0 or a.dropout_factor. Tiles begin at multiples of eight keys.
+static void dropout_factors(const Attention& a, const RoundKeys& keys, const Tile& t, float* out) {
+  const VecF threshold = broadcast(static_cast<float>(a.dropout_threshold)), factor = broadcast(a.dropout_factor);
+  const uint32_t matrix = static_cast<uint32_t>(t.batch * a.heads + t.head);
+  for (int64_t j = 0; j < t.keys; j += 8) {
+    const int64_t some = smaller(t.keys - j, 8);
+    for (int64_t i = 0; i < t.queries; i += kWidth) {
+      VecU words[4];
+      philox_rows(static_cast<uint32_t>((t.key + j) / 8), static_cast<uint32_t>(t.query + i), matrix,
+                  philox::kAttentionDropout, keys, words);
+      for (int64_t column = 0; column < some; ++column) {
+        const VecU word = words[column / 2];
+        const VecU lane = column % 2 == 0 ? bit_and(word, broadcast(uint32_t{0xFFFF})) : shift_right<16>(word);
+        const VecF kept = select(less(float_from_int(lane), threshold), broadcast(0.0f), factor);
+        store_float(out + (j + column) * t.stride + i, kept);
+      }
+    }
+  }
+}
+
+}  // namespace attention
+}  // namespace GENFAST_ISA
+}  // namespace genfast

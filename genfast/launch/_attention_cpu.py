@@ -1,0 +1,215 @@
+"""Launches the C++ attention kernels; csrc/attention/attention.h holds the calling convention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genfast._native import DTYPE_CODES, C
+from genfast.launch._common import pointer
+
+__all__ = [
+    "backward", "backward_supports", "forward", "forward_supports", "second", "second_supports", "tangent",
+    "tangent_supports",
+]  # fmt: skip
+
+Tensor = torch.Tensor
+
+_NO_ROWS = (0, 0, 0, 0)
+_ELEMENTS, _REDUCED, _COLUMNS, _ROWS = 1, 2, 3, 4  # BiasGradient
+
+
+def forward_supports(q: Tensor, *rest: Any) -> str | None:
+    """Why the C++ kernels do not run these tensors."""
+    return "float64 runs on the reference backend" if q.dtype is torch.float64 else None
+
+
+def backward_supports(dout: Tensor, dlse: Tensor | None, q: Tensor, *rest: Any) -> str | None:
+    return forward_supports(q)
+
+
+tangent_supports = forward_supports
+second_supports = backward_supports
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` with contiguous rows."""
+    return x if x.shape[3] <= 1 or x.stride(3) == 1 else x.contiguous()
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int]:
+    stride = x.stride()
+    return x.data_ptr(), stride[0], stride[1], stride[2]
+
+
+def _repeating(x: Tensor | None) -> tuple[int, int, int, int]:
+    """Strides, 0 along dimensions of size 1."""
+    if x is None:
+        return _NO_ROWS
+    return tuple(0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True))  # type: ignore[return-value]
+
+
+def _empty(like: Tensor, rows: int, width: int) -> Tensor:
+    """[B, H, rows, width] in memory as ``like``: heads inside rows, or contiguous."""
+    batch, heads = like.shape[:2]
+    if like.stride(1) < like.stride(2):
+        return like.new_empty((batch, rows, heads, width)).transpose(1, 2)
+    return like.new_empty((batch, heads, rows, width))
+
+
+class _Call:
+    """The C++ view of a call, and the tensors that it points into."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, table: Tensor | None, sinks: Tensor | None,
+        out: Tensor, lse: Tensor | None, mask: Tensor | None, q_index: Tensor | None, k_index: Tensor | None,
+        seed: Tensor | None, scale: float, softcap: float, dropout_p: float, left: int, right: int, shift: int,
+    ) -> None:  # fmt: skip
+        self.q, self.k, self.v, self.out = q, k, v, out = _dense(q), _dense(k), _dense(v), _dense(out)
+        batch, heads, queries, depth = q.shape
+        self.shape = (batch, heads, k.shape[1], queries, k.shape[2], depth, v.shape[3])
+        self.bias, self.mask, self.seed = bias, mask, seed
+        self.sinks = sinks = None if sinks is None else sinks.contiguous()
+        self.table = table = None if table is None else table.contiguous()
+        table_batch = table_head = table_length = 0
+        if table is not None:
+            table_length = table.shape[2]
+            table_batch, table_head, _ = _repeating(table)
+        if q_index is not None and k_index is not None:
+            q_index, k_index = q_index.contiguous(), k_index.contiguous()
+        self.lse = lse = None if lse is None else lse.contiguous()
+        self.kept = (q_index, k_index)
+        threshold = round(dropout_p * 65536)
+        factor = 0.0 if threshold >= 65536 else 1.0 / (1.0 - dropout_p)
+        self.view = C.cpu.Attention(
+            DTYPE_CODES[q.dtype], self.shape, _rows(q), _rows(k), _rows(v), _rows(out), pointer(lse), pointer(bias),
+            _repeating(bias), pointer(table), table_batch, table_head, table_length, pointer(q_index),
+            pointer(k_index), pointer(mask), _repeating(mask), pointer(sinks), scale, softcap, threshold, factor,
+            0 if seed is None or threshold == 0 else int(seed) & 0xFFFFFFFFFFFFFFFF, left, right, shift,
+        )  # fmt: skip
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, *fixed: Any) -> tuple[Tensor, Tensor]:
+    out = _empty(q, q.shape[2], v.shape[3])
+    lse = torch.empty(q.shape[:3], dtype=torch.float32)
+    call = _Call(q, k, v, bias, table, sinks, out, None, *fixed)
+    C.cpu.attention_forward(call.view, lse.data_ptr(), torch.get_num_threads())
+    return out, lse
+
+
+class _TangentCall:
+    """The tangents of a call, likewise."""
+
+    def __init__(
+        self, call: _Call, q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Tensor | None, table_t: Tensor | None,
+        sinks_t: Tensor | None, out_t: Tensor, lse_t: Tensor,
+    ) -> None:  # fmt: skip
+        self.tensors = q_t, k_t, v_t, out_t = _dense(q_t), _dense(k_t), _dense(v_t), _dense(out_t)
+        lse_t = lse_t.contiguous()
+        table_t = None if table_t is None else table_t.contiguous()
+        sinks_t = None if sinks_t is None else sinks_t.contiguous()
+        self.others = call, bias_t, table_t, sinks_t, lse_t
+        self.view = C.cpu.AttentionTangent(
+            call.view, _rows(q_t), _rows(k_t), _rows(v_t), pointer(bias_t), _repeating(bias_t), pointer(table_t),
+            pointer(sinks_t), _rows(out_t), lse_t.data_ptr(),
+        )  # fmt: skip
+
+
+def tangent(
+    q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, q_t: Tensor, k_t: Tensor, v_t: Tensor,
+    bias_t: Any, table_t: Any, sinks_t: Any, out: Tensor, lse: Tensor, *fixed: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out_t = _empty(q, q.shape[2], v.shape[3])
+    lse_t = torch.empty(q.shape[:3], dtype=torch.float32)
+    call = _Call(q, k, v, bias, table, sinks, out, lse, *fixed)
+    moved = _TangentCall(call, q_t, k_t, v_t, bias_t, table_t, sinks_t, out_t, lse_t)
+    C.cpu.attention_tangent(moved.view, torch.get_num_threads())
+    return out_t, lse_t
+
+
+class _BiasGradient:
+    """Where the kernel leaves the gradient of a bias, and how it becomes that of the bias."""
+
+    def __init__(self, bias: Tensor | None, shape: tuple[int, ...], splits: int) -> None:
+        self.bias, self.kind, self.out = bias, 0, None
+        self.leading = (1, 1)
+        if bias is None:
+            return
+        batch, heads, _, queries, keys, *_ = shape
+        if bias.shape[2] == queries and bias.shape[3] == keys:
+            own = bias.shape[0] == batch and bias.shape[1] == heads
+            self.kind = _ELEMENTS if own else _REDUCED
+            self.leading = (bias.shape[0], bias.shape[1])
+            self.out = bias.new_empty(bias.shape)
+        elif bias.shape[3] == keys:
+            self.kind = _COLUMNS
+            self.out = bias.new_empty((batch, heads, 1, keys), dtype=torch.float32)
+        else:
+            self.kind = _ROWS
+            self.out = bias.new_empty((splits, batch, heads, queries, 1), dtype=torch.float32)
+
+    def finish(self) -> Tensor | None:
+        if self.out is None or self.bias is None or self.kind in (_ELEMENTS, _REDUCED):
+            return self.out
+        total = self.out.sum(0) if self.kind == _ROWS else self.out
+        return total.sum_to_size(self.bias.shape).to(self.bias.dtype)
+
+
+def _gradient(
+    dout: Tensor, dlse: Tensor | None, call: _Call, moved: _TangentCall | None, need_bias: bool, need_table: bool
+) -> tuple[Tensor | None, ...]:
+    batch, heads, kv_heads, queries, keys, depth, _ = shape = call.shape
+    q, k, v, table = call.q, call.k, call.v, call.table
+    dout = _dense(dout)
+    dlse = None if dlse is None else dlse.contiguous()
+    dq, dk, dv = _empty(q, queries, depth), _empty(k, keys, depth), _empty(v, keys, v.shape[3])
+    splits = C.cpu.attention_splits(batch, kv_heads, queries, keys)
+    partial = torch.empty((splits, batch, heads, queries, depth)) if splits > 1 else None
+    dbias = _BiasGradient(call.bias if need_bias else None, shape, splits)
+    dtable = None
+    if need_table and table is not None:
+        dtable = torch.empty((splits, batch, heads, table.shape[2]))
+    C.cpu.attention_gradient(
+        call.view, _rows(dout), pointer(dlse), _rows(dq), _rows(dk), _rows(dv), dbias.kind, pointer(dbias.out),
+        *dbias.leading, pointer(dtable), pointer(partial), splits, None if moved is None else moved.view,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    to_table = None if dtable is None or table is None else dtable.sum(0).sum_to_size(table.shape)
+    return dq, dk, dv, dbias.finish(), to_table
+
+
+def _row_statistics(dout: Tensor, dlse: Tensor | None, out: Tensor, sinks: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
+    """(P of the sink, dlse - delta), both [B, Hq, Sq]."""
+    delta = (dout.float() * out.float()).sum(-1)
+    return torch.exp(sinks.view(-1, 1) - lse), (-delta if dlse is None else dlse - delta)
+
+
+def backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Tensor | None,
+    out: Tensor, lse: Tensor, *fixed: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    *options, need_bias, need_table = fixed
+    call = _Call(q, k, v, bias, table, sinks, out, lse, *options)
+    gradients = _gradient(dout, dlse, call, None, need_bias, need_table)
+    if sinks is None:
+        return *gradients, None
+    p, change = _row_statistics(dout, dlse, out, sinks, lse)
+    return *gradients, (p * change).sum((0, 2))
+
+
+def second(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Tensor | None,
+    q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Tensor | None, out: Tensor,
+    lse: Tensor, out_t: Tensor, lse_t: Tensor, *fixed: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    *options, need_bias, need_table = fixed
+    call = _Call(q, k, v, bias, table, sinks, out, lse, *options)
+    moved = _TangentCall(call, q_t, k_t, v_t, bias_t, table_t, sinks_t, out_t, lse_t)
+    gradients = _gradient(dout, dlse, call, moved, need_bias, need_table)
+    if sinks is None:
+        return *gradients, None
+    p, change = _row_statistics(dout, dlse, out, sinks, lse)
+    centered = -lse_t if sinks_t is None else sinks_t.view(-1, 1) - lse_t
+    dot = (dout.float() * out_t.float()).sum(-1)
+    return *gradients, (p * (centered * change - dot)).sum((0, 2))
