@@ -11,22 +11,24 @@ namespace {
 
 // One block of scores: moves the running maximum and sum of each query on, and leaves P, relative to the new maximum,
 // in the tile. `rescale` takes the factors of what was summed before.
-void softmax_block(const Tile& t, float* tile, const float* dropped, float* top, float* total, float* rescale) {
+void softmax_block(const Attention& a, const Tile& t, float* tile, const float* dropped, float* top, float* total,
+                   float* rescale) {
   for (int64_t i = 0; i < t.queries; i += kWidth) {
     const VecF before = load_float(top + i);
     VecF most[2] = {before, before};
     float* const column = tile + i;
+    const int64_t keys = computed_until(a, t, i);
     int64_t j = 0;
-    for (; j + 2 <= t.keys; j += 2) {
+    for (; j + 2 <= keys; j += 2) {
       most[0] = max(most[0], load_float(column + j * t.stride));
       most[1] = max(most[1], load_float(column + (j + 1) * t.stride));
     }
-    if (j < t.keys) most[0] = max(most[0], load_float(column + j * t.stride));
+    if (j < keys) most[0] = max(most[0], load_float(column + j * t.stride));
     const VecF now = max(most[0], most[1]);
     const VecF base = select(less(now, broadcast(-3.4e38f)), broadcast(0.0f), now);  // nothing seen yet: no NaN
     const VecF factor = exp_or_zero(before - base);
     VecF sums[2] = {load_float(total + i) * factor, broadcast(0.0f)};
-    for (j = 0; j + 2 <= t.keys; j += 2) {
+    for (j = 0; j + 2 <= keys; j += 2) {
       for (int l = 0; l < 2; ++l) {
         float* const at = column + (j + l) * t.stride;
         const VecF p = exp_or_zero(load_float(at) - base);
@@ -34,7 +36,7 @@ void softmax_block(const Tile& t, float* tile, const float* dropped, float* top,
         store_float(at, dropped == nullptr ? p : p * load_float(dropped + (j + l) * t.stride + i));
       }
     }
-    if (j < t.keys) {
+    if (j < keys) {
       float* const at = column + j * t.stride;
       const VecF p = exp_or_zero(load_float(at) - base);
       sums[0] = sums[0] + p;
@@ -82,7 +84,7 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
   make_round_keys(a.seed, &round_keys);
 
   for (int64_t item = unit.first; item < unit.last; ++item) {
-    Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, nq};
+    Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, 0, nq};
     t.queries = smaller(a.queries - t.query, nq);
     pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
     for (int64_t i = 0; i < nq; ++i) {
@@ -94,24 +96,26 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
     visible_keys(a, t.query, t.queries, &first, &last);
     for (int64_t block = first / nk; block * nk < last; ++block) {
       t.key = block * nk;
-      t.keys = smaller(a.keys - t.key, nk);
+      t.packed_keys = smaller(a.keys - t.key, nk);
+      t.keys = smaller(last - t.key, t.packed_keys);
       if (packed[block] == 0.0f) {
-        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.depth, 1.0f,
+        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f,
              keys + block * key_floats);
-        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.value_depth, 1.0f,
+        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f,
              values + block * value_floats);
         packed[block] = 1.0f;
       }
-      scores_product(keys + block * key_floats, q, t.keys, t.queries, a.depth, tile, nq, true);
+      scores_product(a, t, keys + block * key_floats, q, a.depth, tile, true);
       if (!plain || !all_visible(a, t)) finish_scores(a, t, tile, nullptr, extra);
       if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, factors);
-      softmax_block(t, tile, a.dropout_threshold != 0 ? factors : nullptr, top, total, rescale);
+      softmax_block(a, t, tile, a.dropout_threshold != 0 ? factors : nullptr, top, total, rescale);
       if (!fresh) {
         for (int64_t i = 0; i < t.queries; ++i) {
           if (rescale[i] != 1.0f) scale_row(out + i * width, width, rescale[i]);
         }
       }
-      query_product(tile, nq, values + block * value_floats, t.queries, t.keys, a.value_depth, out, width, fresh);
+      if (!is_rectangle(a, t)) clear_hidden(a, t, tile);
+      query_product(a, t, tile, values + block * value_floats, a.value_depth, out, width, fresh);
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {

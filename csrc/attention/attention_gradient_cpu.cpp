@@ -95,36 +95,38 @@ void attention_gradient_unit(const AttentionGradient& args, int64_t batch, int64
     clear(dv, keys * value_depth);
   }
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    Tile t = {batch, head, 0, 0, 0, 0, nq};
+    Tile t = {batch, head, 0, 0, 0, 0, 0, nq};
     clear(dq, a.queries * depth);
     clear_bias_gradient(args, t, split, range);
     bool loaded = false;  // the queries of this head
     for (int64_t block = range.first; block < range.last; ++block) {
       t.key = block * nk;
-      t.keys = smaller(a.keys - t.key, nk);
+      t.packed_keys = t.keys = smaller(a.keys - t.key, nk);
       float* const own_dk = dk + (t.key - range.first * nk) * depth;
       float* const own_dv = dv + (t.key - range.first * nk) * value_depth;
       const KeySide k = load_keys(args, t, kv_head, key_room);
       for (int64_t i = 0; i < query_blocks; ++i) {
         t.query = i * nq;
         t.queries = smaller(a.queries - t.query, nq);
+        t.keys = t.packed_keys;
         const QuerySide q = query_side(args, nq, query_room + i * side_floats);
         if (!loaded) load_queries(args, t, q);
         if (none_visible(a, t)) {
           if (args.bias_gradient == BiasGradient::kElements) add_bias_gradient(args, t, nullptr, split);
           continue;
         }
+        if (args.bias_gradient == BiasGradient::kNone) t.keys = seen_until(a, t, t.queries);
         gradient_tile(args, round_keys, q, k, t, tiles);
         if (args.bias_gradient != BiasGradient::kNone || args.dtable != nullptr) {
           add_bias_gradient(args, t, tiles.w, split);
         }
         float* const own_dq = dq + t.query * depth;
-        key_product(tiles.p, nq, q.dout_rows, t.keys, t.queries, a.value_depth, own_dv, value_depth, false);
-        key_product(tiles.g, nq, q.q_rows, t.keys, t.queries, a.depth, own_dk, depth, false);
-        query_product(tiles.g, nq, k.k_rows, t.queries, t.keys, a.depth, own_dq, depth, false);
+        key_product(a, t, tiles.p, q.dout_rows, a.value_depth, own_dv, value_depth);
+        key_product(a, t, tiles.g, q.q_rows, a.depth, own_dk, depth);
+        query_product(a, t, tiles.g, k.k_rows, a.depth, own_dq, depth, false);
         if (args.second) {
-          key_product(tiles.z, nq, q.tangent_rows, t.keys, t.queries, a.depth, own_dk, depth, false);
-          query_product(tiles.z, nq, k.tangent_rows, t.queries, t.keys, a.depth, own_dq, depth, false);
+          key_product(a, t, tiles.z, q.tangent_rows, a.depth, own_dk, depth);
+          query_product(a, t, tiles.z, k.tangent_rows, a.depth, own_dq, depth, false);
         }
       }
       loaded = true;
@@ -180,9 +182,9 @@ void attention_bias_tile(const AttentionGradient& args, int64_t tile, float* roo
   float* const query_room = key_room + key_side_floats(args, nk);
   RoundKeys round_keys;
   make_round_keys(a.seed, &round_keys);
-  Tile t = {0, 0, tile / key_blocks % query_blocks * nq, 0, tile % key_blocks * nk, 0, nq};
+  Tile t = {0, 0, tile / key_blocks % query_blocks * nq, 0, tile % key_blocks * nk, 0, 0, nq};
   t.queries = smaller(a.queries - t.query, nq);
-  t.keys = smaller(a.keys - t.key, nk);
+  t.packed_keys = t.keys = smaller(a.keys - t.key, nk);
   clear(total, nq * nk);
   const bool one_batch = args.bias_batch > 1, one_head = args.bias_heads > 1;
   if (!none_visible(a, t)) {

@@ -100,8 +100,8 @@ static KeySide load_keys(const AttentionGradient& args, const Tile& t, int64_t k
   KeySide side = {};
   const auto load = [&](Form form, const Rows& x, int64_t depth) {
     float* const to = room;
-    room += form == Form::kGroups ? groups_floats(t.keys, depth) : rows_floats(t.keys, depth);
-    pack(form, x, a.dtype, t.batch, kv_head, t.key, t.keys, depth, 1.0f, to);
+    room += form == Form::kGroups ? groups_floats(t.packed_keys, depth) : rows_floats(t.packed_keys, depth);
+    pack(form, x, a.dtype, t.batch, kv_head, t.key, t.packed_keys, depth, 1.0f, to);
     return to;
   };
   side.k = load(Form::kGroups, a.k, a.depth);
@@ -144,7 +144,8 @@ static void gradient_elements(const AttentionGradient& args, const QuerySide& q,
       mean = load_float(q.mean + i);
       dot = load_float(q.dot + i);
     }
-    for (int64_t j = 0; j < t.keys; ++j) {
+    const int64_t computed = computed_until(args.a, t, i);
+    for (int64_t j = 0; j < computed; ++j) {
       const int64_t at = j * t.stride + i;
       const VecF p = exp_or_zero(load_float(x.p + at) - lse);
       VecF kept = p, g = load_float(x.g + at), factor = one, tau = one, c = one;
@@ -195,9 +196,9 @@ static void gradient_elements(const AttentionGradient& args, const QuerySide& q,
 static void gradient_tile(const AttentionGradient& args, const RoundKeys& round_keys, const QuerySide& q,
                           const KeySide& k, const Tile& t, const GradientTiles& x) {
   const Attention& a = args.a;
-  scores_product(k.k, q.q, t.keys, t.queries, a.depth, x.p, t.stride, true);
+  scores_product(a, t, k.k, q.q, a.depth, x.p, true);
   if (!plain_scores(a) || !all_visible(a, t)) finish_scores(a, t, x.p, x.capped, x.extra);
-  scores_product(k.v, q.dout, t.keys, t.queries, a.value_depth, x.g, t.stride, true);
+  scores_product(a, t, k.v, q.dout, a.value_depth, x.g, true);
   if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, x.factors);
   if (!args.second) {
     if (a.softcap != 0.0f) {
@@ -205,19 +206,24 @@ static void gradient_tile(const AttentionGradient& args, const RoundKeys& round_
     } else {
       gradient_elements<false, false>(args, q, t, x);
     }
-    return;
-  }
-  scores_product(k.k, q.tangent, t.keys, t.queries, a.depth, x.z, t.stride, true);
-  scores_product(k.tangent, q.q, t.keys, t.queries, a.depth, x.z, t.stride, false);
-  scores_product(k.v_tangent, q.dout, t.keys, t.queries, a.value_depth, x.h, t.stride, true);
-  if (a.softcap != 0.0f) {
-    memcpy(x.raw, x.z, static_cast<size_t>(t.keys * t.stride) * sizeof(float));
-    score_tangents(args.t, t, x.z, x.capped, x.extra);
-    gradient_elements<true, true>(args, q, t, x);
   } else {
-    score_tangents(args.t, t, x.z, x.capped, x.extra);
-    gradient_elements<true, false>(args, q, t, x);
+    scores_product(a, t, k.k, q.tangent, a.depth, x.z, true);
+    scores_product(a, t, k.tangent, q.q, a.depth, x.z, false);
+    scores_product(a, t, k.v_tangent, q.dout, a.value_depth, x.h, true);
+    if (a.softcap != 0.0f) {
+      memcpy(x.raw, x.z, static_cast<size_t>(t.keys * t.stride) * sizeof(float));
+      score_tangents(args.t, t, x.z, x.capped, x.extra);
+      gradient_elements<true, true>(args, q, t, x);
+    } else {
+      score_tangents(args.t, t, x.z, x.capped, x.extra);
+      gradient_elements<true, false>(args, q, t, x);
+    }
   }
+  if (is_rectangle(a, t)) return;
+  clear_hidden(a, t, x.p);
+  clear_hidden(a, t, x.g);
+  if (x.w != x.g) clear_hidden(a, t, x.w);
+  if (args.second) clear_hidden(a, t, x.z);
 }
 
 // out[queries, keys] of a tile, or of zeros where it is null.

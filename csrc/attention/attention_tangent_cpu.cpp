@@ -35,7 +35,7 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
   make_round_keys(a.seed, &round_keys);
 
   for (int64_t item = unit.first; item < unit.last; ++item) {
-    Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, nq};
+    Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, 0, nq};
     t.queries = smaller(a.queries - t.query, nq);
     const int64_t row = (t.batch * a.heads + t.head) * a.queries + t.query;
     pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
@@ -47,27 +47,29 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
     visible_keys(a, t.query, t.queries, &first, &last);
     for (int64_t block = first / nk; block * nk < last; ++block) {
       t.key = block * nk;
-      t.keys = smaller(a.keys - t.key, nk);
+      t.packed_keys = smaller(a.keys - t.key, nk);
+      t.keys = smaller(last - t.key, t.packed_keys);
       float *const k = keys + block * 2 * key_floats, *const k_tangent = k + key_floats;
       float *const v = values + block * 2 * value_floats, *const v_tangent = v + value_floats;
       if (packed[block] == 0.0f) {
-        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.depth, 1.0f, k);
-        pack(Form::kGroups, args.k, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.depth, 1.0f, k_tangent);
-        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.value_depth, 1.0f, v);
-        pack(Form::kRows, args.v, a.dtype, t.batch, unit.kv_head, t.key, t.keys, a.value_depth, 1.0f, v_tangent);
+        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, k);
+        pack(Form::kGroups, args.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, k_tangent);
+        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, v);
+        pack(Form::kRows, args.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, v_tangent);
         packed[block] = 1.0f;
       }
-      scores_product(k, q, t.keys, t.queries, a.depth, p, nq, true);
+      scores_product(a, t, k, q, a.depth, p, true);
       if (!plain_scores(a) || !all_visible(a, t)) finish_scores(a, t, p, capped, extra);
-      scores_product(k, q_tangent, t.keys, t.queries, a.depth, z, nq, true);
-      scores_product(k_tangent, q, t.keys, t.queries, a.depth, z, nq, false);
+      scores_product(a, t, k, q_tangent, a.depth, z, true);
+      scores_product(a, t, k_tangent, q, a.depth, z, false);
       score_tangents(args, t, z, capped, extra);
       const float* const dropped = a.dropout_threshold != 0 ? factors : nullptr;
       if (dropped != nullptr) dropout_factors(a, round_keys, t, factors);
       for (int64_t i = 0; i < t.queries; i += kWidth) {  // P, and P A' in place of A'
         const VecF base = load_float(lse + i);
         VecF total = load_float(mean + i);
-        for (int64_t j = 0; j < t.keys; ++j) {
+        const int64_t computed = computed_until(a, t, i);
+        for (int64_t j = 0; j < computed; ++j) {
           const int64_t at = j * nq + i;
           VecF probability = exp_or_zero(load_float(p + at) - base);
           VecF product = probability * load_float(z + at);
@@ -81,8 +83,12 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
         }
         store_float(mean + i, total);
       }
-      query_product(z, nq, v, t.queries, t.keys, a.value_depth, out, width, fresh);
-      query_product(p, nq, v_tangent, t.queries, t.keys, a.value_depth, out, width, false);
+      if (!is_rectangle(a, t)) {
+        clear_hidden(a, t, p);
+        clear_hidden(a, t, z);
+      }
+      query_product(a, t, z, v, a.value_depth, out, width, fresh);
+      query_product(a, t, p, v_tangent, a.value_depth, out, width, false);
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {

@@ -151,42 +151,74 @@ static void row_products(DType dtype, const Rows& x, const Rows& y, int64_t batc
 
 // ---- products ----
 
-// out[rows, panels of B] = or += A B. A: groups, or a tile by columns or by rows.
-GENFAST_INLINE void multiply(gemm::Left a, int64_t group_stride, int64_t rows, int64_t depth, const float* b,
-                             int64_t b_panel, int64_t columns, float* out, int64_t stride, bool fresh) {
-  for (int64_t column = 0; column < columns; column += kTileColumns, b += b_panel) {
-    gemm::tile_rows(rows, out + column, stride, fresh, a, group_stride, b, kTileColumns, depth);
-  }
-}
-
-// tile[keys, queries] from groups of keys and columns of queries.
-static void scores_product(const float* groups, const float* columns, int64_t keys, int64_t queries, int64_t depth,
-                           float* tile, int64_t stride, bool fresh) {
-  multiply({groups, 1, kMaxRows}, kMaxRows * depth, keys, depth, columns, depth * kTileColumns, queries, tile, stride,
-           fresh);
-}
-
-// out[queries, depth] from a tile and rows of keys.
-static void query_product(const float* tile, int64_t tile_stride, const float* rows, int64_t queries, int64_t keys,
-                          int64_t depth, float* out, int64_t stride, bool fresh) {
-  multiply({tile, 1, tile_stride}, kMaxRows, queries, keys, rows, keys * kTileColumns, depth, out, stride, fresh);
-}
-
-// out[keys, depth] from a tile and rows of queries.
-static void key_product(const float* tile, int64_t tile_stride, const float* rows, int64_t keys, int64_t queries,
-                        int64_t depth, float* out, int64_t stride, bool fresh) {
-  multiply({tile, tile_stride, 1}, kMaxRows * tile_stride, keys, queries, rows, queries * kTileColumns, depth, out,
-           stride, fresh);
-}
-
-// ---- scores ----
-
 struct Tile {
   int64_t batch, head;
   int64_t query, queries;  // the first and how many
-  int64_t key, keys;
-  int64_t stride;  // of the buffers, a whole block of queries
+  int64_t key, keys;       // those that some of the queries may see
+  int64_t packed_keys;     // of the block, as packed
+  int64_t stride;          // of the buffers, a whole block of queries
 };
+
+// Keys of a tile that come before the first that the queries [0, count) cannot see: the bound on the right.
+GENFAST_INLINE int64_t seen_until(const Attention& a, const Tile& t, int64_t count) {
+  return a.right < 0 ? t.keys : larger(smaller(t.query + count + a.shift + a.right - t.key, t.keys), 0);
+}
+// The same for whole panels of queries, which products of scores compute.
+GENFAST_INLINE int64_t computed_until(const Attention& a, const Tile& t, int64_t query) {
+  return seen_until(a, t, query / kTileColumns * kTileColumns + kTileColumns);
+}
+// Whether all queries see up to the last key: no element of the tile is left out of the products.
+GENFAST_INLINE bool is_rectangle(const Attention& a, const Tile& t) { return computed_until(a, t, 0) == t.keys; }
+
+// tile[keys, queries] = or += from groups of keys and columns of queries.
+static void scores_product(const Attention& a, const Tile& t, const float* groups, const float* columns, int64_t depth,
+                           float* tile, bool fresh) {
+  for (int64_t i = 0; i < t.queries; i += kTileColumns) {
+    gemm::tile_rows(computed_until(a, t, i), tile + i, t.stride, fresh, {groups, 1, kMaxRows}, kMaxRows * depth,
+                    columns + i * depth, kTileColumns, depth);
+  }
+}
+
+// out[queries, depth] = or += from a tile and rows of keys.
+static void query_product(const Attention& a, const Tile& t, const float* tile, const float* rows, int64_t depth,
+                          float* out, int64_t stride, bool fresh) {
+  const bool whole = is_rectangle(a, t);
+  for (int64_t column = 0; column < depth; column += kTileColumns, rows += t.packed_keys * kTileColumns) {
+    const int64_t each = whole ? t.queries : kMaxRows;
+    for (int64_t i = 0; i < t.queries; i += each) {
+      const int64_t some = smaller(t.queries - i, each);
+      gemm::tile_rows(some, out + i * stride + column, stride, fresh, {tile + i, 1, t.stride}, kMaxRows, rows,
+                      kTileColumns, computed_until(a, t, i + some - 1));
+    }
+  }
+}
+
+// out[keys, depth] += from a tile and rows of queries.
+static void key_product(const Attention& a, const Tile& t, const float* tile, const float* rows, int64_t depth,
+                        float* out, int64_t stride) {
+  const bool whole = is_rectangle(a, t);
+  for (int64_t column = 0; column < depth; column += kTileColumns, rows += t.queries * kTileColumns) {
+    const int64_t each = whole ? t.keys : kMaxRows;
+    for (int64_t j = 0; j < t.keys; j += each) {
+      // The first panel of queries that sees key j.
+      const int64_t unseen = whole ? 0 : larger(t.key + j - a.right - a.shift - t.query, 0);
+      const int64_t first = unseen / kTileColumns * kTileColumns;
+      if (first >= t.queries) continue;
+      gemm::tile_rows(smaller(t.keys - j, each), out + j * stride + column, stride, false,
+                      {tile + j * t.stride + first, t.stride, 1}, kMaxRows * t.stride, rows + first * kTileColumns,
+                      kTileColumns, t.queries - first);
+    }
+  }
+}
+
+// Zeros in what the products of scores left out.
+static void clear_hidden(const Attention& a, const Tile& t, float* tile) {
+  for (int64_t i = 0; i < t.queries; i += kWidth) {
+    for (int64_t j = computed_until(a, t, i); j < t.keys; ++j) store_float(tile + j * t.stride + i, broadcast(0.0f));
+  }
+}
+
+// ---- scores ----
 
 // Keys [*first, *last) that some of the queries see.
 static void visible_keys(const Attention& a, int64_t query, int64_t queries, int64_t* first, int64_t* last) {
@@ -365,21 +397,24 @@ static void finish_scores(const Attention& a, const Tile& t, float* tile, float*
   float ramp[kWidth];
   for (int i = 0; i < kWidth; ++i) ramp[i] = static_cast<float>(i);
   const VecF lanes = load_float(ramp);
-  // Distances within a tile are small integers: exact.
-  for (int64_t j = 0; j < t.keys; ++j) {
-    const int64_t base = t.key + j - (t.query + a.shift);  // of lane 0; lane i is i less
-    for (int64_t i = 0; i < t.queries; i += kWidth) {
-      float* const at = tile + j * t.stride + i;
-      VecF x = load_float(at);
-      if (a.right >= 0) {
-        const float least = static_cast<float>(larger(smaller(base - i - a.right, kWidth), -1));
-        x = select(less(lanes, broadcast(least)), minus_infinity(), x);  // hidden where base - lane > right
+  for (int64_t i = 0; i < t.queries; i += kWidth) {
+    if (a.right >= 0) {  // lane l sees the first seen_until(i + l + 1) keys
+      const int64_t first = seen_until(a, t, i + 1), last = computed_until(a, t, i);
+      for (int64_t j = first; j < last; ++j) {
+        const int64_t blind = t.key + j - (t.query + i + a.shift + a.right);
+        float* const at = tile + j * t.stride + i;
+        const Mask hidden = less(lanes, broadcast(static_cast<float>(smaller(blind, kWidth))));
+        store_float(at, select(hidden, minus_infinity(), load_float(at)));
       }
-      if (a.left >= 0) {
-        const float most = static_cast<float>(larger(smaller(base - i + a.left, kWidth), -1));
-        x = select(less(broadcast(most), lanes), minus_infinity(), x);  // hidden where base - lane < -left
+    }
+    if (a.left >= 0) {
+      const int64_t behind = t.query + i + a.shift - a.left - t.key;  // keys before those that lane 0 sees
+      const int64_t last = smaller(behind + kWidth - 1, t.keys);
+      for (int64_t j = 0; j < last; ++j) {
+        float* const at = tile + j * t.stride + i;
+        const float seeing = static_cast<float>(larger(j - behind, -1));  // lanes up to it see key j
+        store_float(at, select(less(broadcast(seeing), lanes), minus_infinity(), load_float(at)));
       }
-      store_float(at, x);
     }
   }
 }
