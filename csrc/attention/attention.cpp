@@ -1,6 +1,7 @@
 // Splits attention over threads. What a piece of work computes does not depend on the thread or on the other pieces.
 #include "attention/attention.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "attention/attention_cpu.h"
@@ -51,6 +52,37 @@ void for_queries(const Args& args, int threads, int64_t floats, Run* run) {
   });
 }
 
+// One query a head, as in decoding: the heads of a group become the queries of one head, which read its keys together.
+// Their scores must need nothing that is a head's own but a bias or a mask, which have strides.
+AttentionForward folded(const AttentionForward& args) {
+  AttentionForward out = args;
+  Attention& a = out.a;
+  const int64_t group = a.heads / a.kv_heads;
+  if (a.queries != 1 || group == 1 || a.table != nullptr || a.sinks != nullptr || a.dropout_threshold != 0) return args;
+  const int64_t first = a.left < 0 ? 0 : std::min(std::max<int64_t>(a.shift - a.left, 0), a.keys);
+  const int64_t last = a.right < 0 ? a.keys : std::max(std::min(a.shift + a.right + 1, a.keys), first);
+  const auto from = [&](const void* data, int64_t elements, DType dtype) -> void* {
+    return data == nullptr ? nullptr : static_cast<char*>(const_cast<void*>(data)) + elements * bytes_of(dtype);
+  };
+  a.k.data = from(a.k.data, first * a.k.row, a.dtype);
+  a.v.data = from(a.v.data, first * a.v.row, a.dtype);
+  a.bias = from(a.bias, first * a.bias_stride[3], a.dtype);
+  a.mask = static_cast<const uint8_t*>(from(a.mask, first * a.mask_stride[3], DType::kBool));
+  a.keys = last - first;
+  a.left = a.right = -1;
+  a.queries = group;
+  a.heads = a.kv_heads;
+  for (Rows* x : {&a.q, &a.out}) {
+    x->row = x->head;
+    x->head *= group;
+  }
+  for (int64_t* stride : {a.bias_stride, a.mask_stride}) {
+    stride[2] = stride[1];
+    stride[1] *= group;
+  }
+  return out;
+}
+
 }  // namespace
 
 int64_t attention_splits(int64_t batch, int64_t kv_heads, int64_t queries, int64_t keys) {
@@ -62,7 +94,8 @@ int64_t attention_splits(int64_t batch, int64_t kv_heads, int64_t queries, int64
   return splits < 1 ? 1 : splits;
 }
 
-void attention_forward(const AttentionForward& args, int threads) {
+void attention_forward(const AttentionForward& given, int threads) {
+  const AttentionForward args = folded(given);
   for_queries(args, threads, GENFAST_FOR_ISA(attention_forward_floats)(args.a),
               GENFAST_FOR_ISA(attention_forward_unit));
 }

@@ -48,6 +48,22 @@ void softmax_block(const Attention& a, const Tile& t, float* tile, const float* 
   }
 }
 
+// Rows of queries for few_scores().
+void load_few(const Attention& a, const Tile& t, float* out) {
+  const int64_t width = up_to(a.depth, kWidth);
+  memset(out, 0, static_cast<size_t>(kFewQueries * width) * sizeof(float));
+  for (int64_t i = 0; i < t.queries; ++i) {
+    const char* const row = row_at(a.q, a.dtype, t.batch, t.head, t.query + i);
+    with_type(a.dtype, [&](auto* type) {
+      using T = decltype(type);
+      for (int64_t c = 0; c < a.depth; c += kWidth) {
+        const VecF x = load_upto(reinterpret_cast<T>(const_cast<char*>(row)) + c, a.depth - c);
+        store_float(out + i * width + c, x * broadcast(a.scale));
+      }
+    });
+  }
+}
+
 void scale_row(float* row, int64_t columns, float factor) {
   for (int64_t k = 0; k < columns; k += kWidth) store_float(row + k, load_float(row + k) * broadcast(factor));
 }
@@ -60,7 +76,7 @@ int64_t attention_forward_floats(const Attention& a) {
   const int64_t nq = query_block(a), nk = key_block(a), blocks = parts(a.keys, nk);
   const int64_t packed = blocks * (groups_floats(nk, a.depth) + rows_floats(nk, a.value_depth) + 1);
   const int64_t out = nq * up_to(a.value_depth, kTileColumns);
-  return columns_floats(nq, a.depth) + packed + out + 3 * nq * nk + 3 * nq + 64;
+  return columns_floats(nq, a.depth) + kFewQueries * kWidth + packed + out + 3 * nq * nk + 3 * nq + 64;
 }
 
 void attention_forward_unit(const AttentionForward& args, const AttentionUnit& unit, float* room) {
@@ -69,24 +85,30 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
   const int64_t key_blocks = parts(a.keys, nk), group = a.heads / a.kv_heads;
   const int64_t width = up_to(a.value_depth, kTileColumns);
   const int64_t key_floats = groups_floats(nk, a.depth), value_floats = rows_floats(nk, a.value_depth);
-  const bool plain = plain_scores(a);
+  const bool plain = plain_scores(a), few = a.queries <= kFewQueries;
+  const bool in_place = few && a.dtype == DType::kFloat32 && a.value_depth % kTileColumns == 0;
   float* const out = room;
   float* const tile = out + nq * width;
   float* const extra = tile + nq * nk;
   float* const factors = extra + nq * nk;
   float *const top = factors + nq * nk, *const total = top + nq, *const rescale = total + nq;
   float* const q = rescale + nq;
-  float* const keys = q + columns_floats(nq, a.depth);
+  float* const keys = q + columns_floats(nq, a.depth) + kFewQueries * kWidth;
   float* const values = keys + key_blocks * key_floats;
   float* const packed = values + key_blocks * value_floats;
   for (int64_t block = 0; block < key_blocks; ++block) packed[block] = 0.0f;
+  if (few) memset(tile, 0, static_cast<size_t>(nq * nk) * sizeof(float));  // lanes that nothing writes
   RoundKeys round_keys;
   make_round_keys(a.seed, &round_keys);
 
   for (int64_t item = unit.first; item < unit.last; ++item) {
     Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, 0, nq};
     t.queries = smaller(a.queries - t.query, nq);
-    pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
+    if (few) {
+      load_few(a, t, q);
+    } else {
+      pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
+    }
     for (int64_t i = 0; i < nq; ++i) {
       top[i] = a.sinks == nullptr ? scalar_from_bits(0xFF800000u) : a.sinks[t.head];
       total[i] = a.sinks == nullptr ? 0.0f : 1.0f;
@@ -98,14 +120,30 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       t.key = block * nk;
       t.packed_keys = smaller(a.keys - t.key, nk);
       t.keys = smaller(last - t.key, t.packed_keys);
+      float* const own_keys = keys + block * key_floats;
+      float* const own_values = values + block * value_floats;
+      gemm::Right rows = packed_keys(t, own_values);
+      if (in_place) {
+        const char* const from = row_at(a.v, a.dtype, t.batch, unit.kv_head, t.key);
+        rows = {reinterpret_cast<const float*>(from), kTileColumns, a.v.row};
+      }
       if (packed[block] == 0.0f) {
-        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f,
-             keys + block * key_floats);
-        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f,
-             values + block * value_floats);
+        if (!few) {
+          pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, own_keys);
+        }
+        if (!in_place) {
+          pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, own_values);
+        }
         packed[block] = 1.0f;
       }
-      scores_product(a, t, keys + block * key_floats, q, a.depth, tile, true);
+      if (few) {
+        const char* const from = row_at(a.k, a.dtype, t.batch, unit.kv_head, t.key);
+        with_type(a.dtype, [&](auto* type) {
+          few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), a.k.row, t, a.depth, tile);
+        });
+      } else {
+        scores_product(a, t, own_keys, q, a.depth, tile, true);
+      }
       if (!plain || !all_visible(a, t)) finish_scores(a, t, tile, nullptr, extra);
       if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, factors);
       softmax_block(a, t, tile, a.dropout_threshold != 0 ? factors : nullptr, top, total, rescale);
@@ -115,7 +153,7 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
         }
       }
       if (!is_rectangle(a, t)) clear_hidden(a, t, tile);
-      query_product(a, t, tile, values + block * value_floats, a.value_depth, out, width, fresh);
+      query_product(a, t, tile, rows, a.value_depth, out, width, fresh);
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {

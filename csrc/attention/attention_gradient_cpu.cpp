@@ -123,10 +123,10 @@ void attention_gradient_unit(const AttentionGradient& args, int64_t batch, int64
         float* const own_dq = dq + t.query * depth;
         key_product(a, t, tiles.p, q.dout_rows, a.value_depth, own_dv, value_depth);
         key_product(a, t, tiles.g, q.q_rows, a.depth, own_dk, depth);
-        query_product(a, t, tiles.g, k.k_rows, a.depth, own_dq, depth, false);
+        query_product(a, t, tiles.g, packed_keys(t, k.k_rows), a.depth, own_dq, depth, false);
         if (args.second) {
           key_product(a, t, tiles.z, q.tangent_rows, a.depth, own_dk, depth);
-          query_product(a, t, tiles.z, k.tangent_rows, a.depth, own_dq, depth, false);
+          query_product(a, t, tiles.z, packed_keys(t, k.tangent_rows), a.depth, own_dq, depth, false);
         }
       }
       loaded = true;

@@ -87,8 +87,8 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
         clear_hidden(a, t, p);
         clear_hidden(a, t, z);
       }
-      query_product(a, t, z, v, a.value_depth, out, width, fresh);
-      query_product(a, t, p, v_tangent, a.value_depth, out, width, false);
+      query_product(a, t, z, packed_keys(t, v), a.value_depth, out, width, fresh);
+      query_product(a, t, p, packed_keys(t, v_tangent), a.value_depth, out, width, false);
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {

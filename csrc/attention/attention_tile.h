@@ -18,7 +18,8 @@ using gemm::kMaxRows;
 using gemm::kTileColumns;
 
 constexpr int64_t kMostQueries = kTileColumns > 64 ? kTileColumns : 64;
-constexpr int64_t kMostKeys = 96;  // whole groups of kMaxRows, and of the eight columns of a call of Philox
+constexpr int64_t kFewQueries = 8;  // up to so many, keys are read once and packing them would not pay
+constexpr int64_t kMostKeys = 96;   // whole groups of kMaxRows, and of the eight columns of a call of Philox
 
 GENFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 GENFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
@@ -179,16 +180,49 @@ static void scores_product(const Attention& a, const Tile& t, const float* group
   }
 }
 
+// The same for few queries, rows of floats with zeros to whole vectors and to four rows, and keys as they lie: sums run
+// along the depth, so that nothing is packed and reading the keys sets the time.
+template <typename T>
+static void few_scores(const float* queries, const T* x, int64_t x_stride, const Tile& t, int64_t depth, float* tile) {
+  constexpr int64_t kRows = 4, kKeys = kWidth / kRows;  // kWidth sums at a time
+  for (int64_t j = 0; j < t.keys; j += kKeys) {
+    for (int64_t i = 0; i < t.queries; i += kRows) {
+      VecF sums[kWidth];
+      for (int l = 0; l < kWidth; ++l) sums[l] = broadcast(0.0f);
+      const T* keys[kKeys];
+      for (int64_t l = 0; l < kKeys; ++l) keys[l] = x + smaller(j + l, t.keys - 1) * x_stride;
+      for (int64_t c = 0; c < depth; c += kWidth) {
+        VecF key[kKeys];
+        for (int64_t l = 0; l < kKeys; ++l) key[l] = load_upto(keys[l] + c, depth - c);
+        for (int64_t r = 0; r < kRows; ++r) {
+          const VecF query = load_float(queries + (i + r) * up_to(depth, kWidth) + c);
+          for (int64_t l = 0; l < kKeys; ++l) sums[l * kRows + r] = fma(query, key[l], sums[l * kRows + r]);
+        }
+      }
+      transpose(sums);
+      for (int l = 1; l < kWidth; ++l) sums[0] = sums[0] + sums[l];
+      float lanes[kWidth];
+      store_float(lanes, sums[0]);
+      for (int64_t l = 0; l < kKeys && j + l < t.keys; ++l) {
+        memcpy(tile + (j + l) * t.stride + i, lanes + l * kRows, kRows * sizeof(float));
+      }
+    }
+  }
+}
+
+GENFAST_INLINE gemm::Right packed_keys(const Tile& t, const float* rows) {
+  return {rows, t.packed_keys * kTileColumns, kTileColumns};
+}
+
 // out[queries, depth] = or += from a tile and rows of keys.
-static void query_product(const Attention& a, const Tile& t, const float* tile, const float* rows, int64_t depth,
+static void query_product(const Attention& a, const Tile& t, const float* tile, gemm::Right keys, int64_t depth,
                           float* out, int64_t stride, bool fresh) {
-  const bool whole = is_rectangle(a, t);
-  for (int64_t column = 0; column < depth; column += kTileColumns, rows += t.packed_keys * kTileColumns) {
-    const int64_t each = whole ? t.queries : kMaxRows;
+  const int64_t each = is_rectangle(a, t) ? t.queries : kMaxRows;
+  for (int64_t column = 0; column < depth; column += kTileColumns, keys.data += keys.panel_stride) {
     for (int64_t i = 0; i < t.queries; i += each) {
       const int64_t some = smaller(t.queries - i, each);
-      gemm::tile_rows(some, out + i * stride + column, stride, fresh, {tile + i, 1, t.stride}, kMaxRows, rows,
-                      kTileColumns, computed_until(a, t, i + some - 1));
+      gemm::tile_rows(some, out + i * stride + column, stride, fresh, {tile + i, 1, t.stride}, kMaxRows, keys.data,
+                      keys.row_stride, computed_until(a, t, i + some - 1));
     }
   }
 }
