@@ -71,7 +71,7 @@ static QuerySide query_side(const AttentionGradient& args, int64_t block, float*
   return side;
 }
 
-static void load_queries(const AttentionGradient& args, const Tile& t, const QuerySide& side) {
+GENFAST_NOINLINE void load_queries(const AttentionGradient& args, const Tile& t, const QuerySide& side) {
   const Attention& a = args.a;
   const int64_t block = t.stride, row = (t.batch * a.heads + t.head) * a.queries + t.query;
   const auto load = [&](const Rows& x, int64_t depth, float scale, float* columns, float* rows) {
@@ -95,7 +95,7 @@ static void load_queries(const AttentionGradient& args, const Tile& t, const Que
   row_products(a.dtype, args.dout, args.t.out, t.batch, t.head, t.query, t.queries, a.value_depth, side.dot);
 }
 
-static KeySide load_keys(const AttentionGradient& args, const Tile& t, int64_t kv_head, float* room) {
+GENFAST_NOINLINE KeySide load_keys(const AttentionGradient& args, const Tile& t, int64_t kv_head, float* room) {
   const Attention& a = args.a;
   KeySide side = {};
   const auto load = [&](Form form, const Rows& x, int64_t depth) {
@@ -132,9 +132,10 @@ static GradientTiles gradient_tiles(const AttentionGradient& args, float* room, 
 }
 
 // The elements of a tile; formulas and names in docs/kernels/attention.md.
-template <bool kSecond, bool kCapped, bool kDropped>
-static void gradient_elements(const AttentionGradient& args, const QuerySide& q, const Tile& t,
-                              const GradientTiles& x) {
+template <bool kSecond, bool kCapped>
+GENFAST_NOINLINE void gradient_elements(const AttentionGradient& args, const QuerySide& q, const Tile& t,
+                                        const GradientTiles& x) {
+  const bool dropped = args.a.dropout_threshold != 0;
   const VecF one = broadcast(1.0f);
   const VecF curvature = broadcast(kCapped ? 2.0f / args.a.softcap : 0.0f);
   for (int64_t i = 0; i < t.queries; i += kWidth) {
@@ -149,7 +150,7 @@ static void gradient_elements(const AttentionGradient& args, const QuerySide& q,
       const int64_t at = j * t.stride + i;
       const VecF p = exp_or_zero(load_float(x.p + at) - lse);
       VecF kept = p, g = load_float(x.g + at), factor = one, tau = one, c = one;
-      if constexpr (kDropped) {
+      if (dropped) {
         factor = load_float(x.factors + at);
         kept = p * factor;
         g = g * factor;
@@ -167,7 +168,7 @@ static void gradient_elements(const AttentionGradient& args, const QuerySide& q,
       } else {
         const VecF centered = load_float(x.z + at) - mean;
         VecF h = load_float(x.h + at);
-        if constexpr (kDropped) h = h * factor;
+        if (dropped) h = h * factor;
         const VecF w = p * (fma(centered, e, h) - dot);
         store_float(x.p + at, kept * centered);
         if constexpr (kCapped) {
@@ -183,18 +184,8 @@ static void gradient_elements(const AttentionGradient& args, const QuerySide& q,
   }
 }
 
-template <bool kSecond, bool kCapped>
-static void gradient_elements(const AttentionGradient& args, const QuerySide& q, const Tile& t,
-                              const GradientTiles& x) {
-  if (args.a.dropout_threshold != 0) {
-    gradient_elements<kSecond, kCapped, true>(args, q, t, x);
-  } else {
-    gradient_elements<kSecond, kCapped, false>(args, q, t, x);
-  }
-}
-
-static void gradient_tile(const AttentionGradient& args, const RoundKeys& round_keys, const QuerySide& q,
-                          const KeySide& k, const Tile& t, const GradientTiles& x) {
+GENFAST_NOINLINE void gradient_tile(const AttentionGradient& args, const RoundKeys& round_keys, const QuerySide& q,
+                                    const KeySide& k, const Tile& t, const GradientTiles& x) {
   const Attention& a = args.a;
   scores_product(a, t, k.k, q.q, a.depth, x.p, true);
   if (!plain_scores(a) || !all_visible(a, t)) finish_scores(a, t, x.p, x.capped, x.extra);
@@ -227,7 +218,7 @@ static void gradient_tile(const AttentionGradient& args, const RoundKeys& round_
 }
 
 // out[queries, keys] of a tile, or of zeros where it is null.
-static void store_matrix(DType dtype, const float* tile, const Tile& t, void* out, int64_t stride) {
+GENFAST_NOINLINE void store_matrix(DType dtype, const float* tile, const Tile& t, void* out, int64_t stride) {
   with_type(dtype, [&](auto* type) {
     auto* const to = static_cast<decltype(type)>(out);
     for (int64_t i = 0; i < t.queries; i += kWidth) {

@@ -9,14 +9,15 @@ namespace attention {
 
 // L of a block of queries. A row that saw nothing has L = -inf, and lanes beyond the last query have none: with +inf
 // their P is exactly zero.
-static void load_lse(const float* lse, int64_t queries, int64_t block, float* out) {
+GENFAST_NOINLINE void load_lse(const float* lse, int64_t queries, int64_t block, float* out) {
   for (int64_t i = 0; i < block; ++i) {
     out[i] = i < queries && lse[i] != scalar_from_bits(0xFF800000u) ? lse[i] : scalar_from_bits(0x7F800000u);
   }
 }
 
 // Tangents of products to tangents of scores: tau Z' + B'.
-static void score_tangents(const AttentionTangent& args, const Tile& t, float* tile, const float* capped, float* room) {
+GENFAST_NOINLINE void score_tangents(const AttentionTangent& args, const Tile& t, float* tile, const float* capped,
+                                     float* room) {
   const Attention& a = args.a;
   if (a.softcap != 0.0f) {
     for (int64_t j = 0; j < t.keys; ++j) {

@@ -102,8 +102,8 @@ GENFAST_INLINE void with_type(DType dtype, const Body& body) {
 enum class Form { kColumns, kRows, kGroups };
 
 // `rows` rows of x from `first`, for B by columns or by rows, or for A in groups: [group][depth][kMaxRows].
-static void pack(Form form, const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t first, int64_t rows,
-                 int64_t depth, float scale, float* out) {
+GENFAST_NOINLINE void pack(Form form, const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t first,
+                           int64_t rows, int64_t depth, float scale, float* out) {
   const char* const data = row_at(x, dtype, batch, head, first);
   with_type(dtype, [&](auto* type) {
     const auto* const from = reinterpret_cast<decltype(type)>(const_cast<char*>(data));
@@ -123,8 +123,8 @@ GENFAST_INLINE int64_t groups_floats(int64_t rows, int64_t depth) {
   return up_to(rows, kMaxRows) * depth + 2 * kWidth;  // stores pass the last group
 }
 
-static void store_rows(DType dtype, const float* x, int64_t stride, int64_t rows, int64_t columns, float scale,
-                       const Rows& out, int64_t batch, int64_t head, int64_t first) {
+GENFAST_NOINLINE void store_rows(DType dtype, const float* x, int64_t stride, int64_t rows, int64_t columns,
+                                 float scale, const Rows& out, int64_t batch, int64_t head, int64_t first) {
   for (int64_t i = 0; i < rows; ++i) {
     char* const to = row_at(out, dtype, batch, head, first + i);
     with_type(dtype,
@@ -133,8 +133,8 @@ static void store_rows(DType dtype, const float* x, int64_t stride, int64_t rows
 }
 
 // out[i] = sum over columns of x[i, :] y[i, :].
-static void row_products(DType dtype, const Rows& x, const Rows& y, int64_t batch, int64_t head, int64_t first,
-                         int64_t rows, int64_t columns, float* out) {
+GENFAST_NOINLINE void row_products(DType dtype, const Rows& x, const Rows& y, int64_t batch, int64_t head,
+                                   int64_t first, int64_t rows, int64_t columns, float* out) {
   for (int64_t i = 0; i < rows; ++i) {
     const char* const xs = row_at(x, dtype, batch, head, first + i);
     const char* const ys = row_at(y, dtype, batch, head, first + i);
@@ -172,8 +172,8 @@ GENFAST_INLINE int64_t computed_until(const Attention& a, const Tile& t, int64_t
 GENFAST_INLINE bool is_rectangle(const Attention& a, const Tile& t) { return computed_until(a, t, 0) == t.keys; }
 
 // tile[keys, queries] = or += from groups of keys and columns of queries.
-static void scores_product(const Attention& a, const Tile& t, const float* groups, const float* columns, int64_t depth,
-                           float* tile, bool fresh) {
+GENFAST_NOINLINE void scores_product(const Attention& a, const Tile& t, const float* groups, const float* columns,
+                                     int64_t depth, float* tile, bool fresh) {
   for (int64_t i = 0; i < t.queries; i += kTileColumns) {
     gemm::tile_rows(computed_until(a, t, i), tile + i, t.stride, fresh, {groups, 1, kMaxRows}, kMaxRows * depth,
                     columns + i * depth, kTileColumns, depth);
@@ -183,7 +183,8 @@ static void scores_product(const Attention& a, const Tile& t, const float* group
 // The same for few queries, rows of floats with zeros to whole vectors and to four rows, and keys as they lie: sums run
 // along the depth, so that nothing is packed and reading the keys sets the time.
 template <typename T>
-static void few_scores(const float* queries, const T* x, int64_t x_stride, const Tile& t, int64_t depth, float* tile) {
+GENFAST_NOINLINE void few_scores(const float* queries, const T* x, int64_t x_stride, const Tile& t, int64_t depth,
+                                 float* tile) {
   constexpr int64_t kRows = 4, kKeys = kWidth / kRows;  // kWidth sums at a time
   for (int64_t j = 0; j < t.keys; j += kKeys) {
     for (int64_t i = 0; i < t.queries; i += kRows) {
@@ -215,8 +216,8 @@ GENFAST_INLINE gemm::Right packed_keys(const Tile& t, const float* rows) {
 }
 
 // out[queries, depth] = or += from a tile and rows of keys.
-static void query_product(const Attention& a, const Tile& t, const float* tile, gemm::Right keys, int64_t depth,
-                          float* out, int64_t stride, bool fresh) {
+GENFAST_NOINLINE void query_product(const Attention& a, const Tile& t, const float* tile, gemm::Right keys,
+                                    int64_t depth, float* out, int64_t stride, bool fresh) {
   const int64_t each = is_rectangle(a, t) ? t.queries : kMaxRows;
   for (int64_t column = 0; column < depth; column += kTileColumns, keys.data += keys.panel_stride) {
     for (int64_t i = 0; i < t.queries; i += each) {
@@ -228,8 +229,8 @@ static void query_product(const Attention& a, const Tile& t, const float* tile, 
 }
 
 // out[keys, depth] += from a tile and rows of queries.
-static void key_product(const Attention& a, const Tile& t, const float* tile, const float* rows, int64_t depth,
-                        float* out, int64_t stride) {
+GENFAST_NOINLINE void key_product(const Attention& a, const Tile& t, const float* tile, const float* rows,
+                                  int64_t depth, float* out, int64_t stride) {
   const bool whole = is_rectangle(a, t);
   for (int64_t column = 0; column < depth; column += kTileColumns, rows += t.queries * kTileColumns) {
     const int64_t each = whole ? t.keys : kMaxRows;
@@ -294,7 +295,7 @@ GENFAST_INLINE VecF load_element(const uint8_t* p, int64_t count) { return load_
 
 // A [queries, keys] matrix with any strides as a tile; 0 where a lane is beyond the last query.
 template <typename T>
-static void load_matrix(const T* x, int64_t query_stride, int64_t key_stride, const Tile& t, float* out) {
+GENFAST_NOINLINE void load_matrix(const T* x, int64_t query_stride, int64_t key_stride, const Tile& t, float* out) {
   x += t.query * query_stride + t.key * key_stride;
   if (query_stride == 0) {
     for (int64_t j = 0; j < t.keys; ++j) {
@@ -336,7 +337,7 @@ static void load_matrix(const T* x, int64_t query_stride, int64_t key_stride, co
   }
 }
 
-static void load_bias(DType dtype, const void* bias, const int64_t stride[4], const Tile& t, float* out) {
+GENFAST_NOINLINE void load_bias(DType dtype, const void* bias, const int64_t stride[4], const Tile& t, float* out) {
   with_type(dtype, [&](auto* type) {
     const auto* const x = static_cast<decltype(type)>(const_cast<void*>(bias));
     load_matrix(x + t.batch * stride[0] + t.head * stride[1], stride[2], stride[3], t, out);
@@ -362,7 +363,7 @@ GENFAST_INLINE void for_table(const Attention& a, const Tile& t, const Body& bod
 }
 
 // tile += the entries of a table.
-static void add_table(const Attention& a, const float* table, const Tile& t, float* tile) {
+GENFAST_NOINLINE void add_table(const Attention& a, const float* table, const Tile& t, float* tile) {
   const float* const own = table + t.batch * a.table_batch + t.head * a.table_head;
   for_table(a, t, [&](int64_t j, int64_t i, int64_t lanes, int64_t first, const int32_t* entries) {
     float* const at = tile + j * t.stride + i;
@@ -379,7 +380,7 @@ static void add_table(const Attention& a, const float* table, const Tile& t, flo
 }
 
 // table[entry] += the elements of a tile.
-static void scatter_table(const Attention& a, const Tile& t, const float* tile, float* table) {
+GENFAST_NOINLINE void scatter_table(const Attention& a, const Tile& t, const float* tile, float* table) {
   for_table(a, t, [&](int64_t j, int64_t i, int64_t lanes, int64_t first, const int32_t* entries) {
     const float* const at = tile + j * t.stride + i;
     if (entries == nullptr) {
@@ -395,7 +396,7 @@ GENFAST_INLINE bool plain_scores(const Attention& a) {
 }
 
 // Products to scores: cap, bias, table, then -inf where hidden. `capped` (null: not needed) takes tanh(Z / cap).
-static void finish_scores(const Attention& a, const Tile& t, float* tile, float* capped, float* room) {
+GENFAST_NOINLINE void finish_scores(const Attention& a, const Tile& t, float* tile, float* capped, float* room) {
   if (a.softcap != 0.0f) {
     const VecF cap = broadcast(a.softcap), inverse = broadcast(1.0f / a.softcap);
     for (int64_t j = 0; j < t.keys; ++j) {
@@ -454,7 +455,7 @@ static void finish_scores(const Attention& a, const Tile& t, float* tile, float*
 }
 
 // The factors of dropout: 0 or a.dropout_factor. Tiles begin at multiples of eight keys.
-static void dropout_factors(const Attention& a, const RoundKeys& keys, const Tile& t, float* out) {
+GENFAST_NOINLINE void dropout_factors(const Attention& a, const RoundKeys& keys, const Tile& t, float* out) {
   const VecF threshold = broadcast(static_cast<float>(a.dropout_threshold)), factor = broadcast(a.dropout_factor);
   const uint32_t matrix = static_cast<uint32_t>(t.batch * a.heads + t.head);
   for (int64_t j = 0; j < t.keys; j += 8) {

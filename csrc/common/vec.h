@@ -16,6 +16,7 @@
 #endif
 
 #define GENFAST_INLINE static inline __attribute__((always_inline))
+#define GENFAST_NOINLINE static __attribute__((noinline))  // large, and called once a tile: compiles faster
 
 namespace genfast {
 namespace GENFAST_ISA {

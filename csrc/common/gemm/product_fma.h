@@ -59,8 +59,8 @@ static void tile_rest(int64_t rows, float* out, int64_t stride, bool fresh, Left
 }
 
 // `group_stride`: from one group of kMaxRows rows of A to the next.
-static void tile_rows(int64_t rows, float* out, int64_t stride, bool fresh, Left a, int64_t group_stride,
-                      const float* b, int64_t b_stride, int64_t count) {
+GENFAST_NOINLINE void tile_rows(int64_t rows, float* out, int64_t stride, bool fresh, Left a, int64_t group_stride,
+                                const float* b, int64_t b_stride, int64_t count) {
   int64_t row = 0;
   for (; row + kMaxRows <= rows; row += kMaxRows) {
     tile_step<kMaxRows>(out + row * stride, stride, fresh, a, b, b_stride, count);

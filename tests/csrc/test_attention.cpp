@@ -1,0 +1,276 @@
+// Attention, its tangents and its gradients of both orders against plain double loops.
+#include "attention_model.h"
+#include "isas.h"
+
+using genfast::BiasGradient;
+using genfast::DType;
+
+namespace {
+
+constexpr float kNone = 0.0f;
+
+std::vector<AttentionCase> cases() {
+  const DType f32 = DType::kFloat32;
+  return {
+      {"plain", f32, 2, 2, 2, 70, 101, 16, 24, {}, false, false, false, false, false, kNone, kNone, -1, -1},
+      {"causal", f32, 1, 4, 2, 75, 100, 21, 8, {}, false, false, false, false, false, kNone, kNone, -1, 0},
+      {"window", f32, 1, 2, 1, 100, 130, 8, 40, {}, false, false, false, false, false, kNone, kNone, 20, 9},
+      {"splits", f32, 1, 1, 1, 20, 1100, 8, 8, {}, false, true, false, false, false, kNone, kNone, -1, 0},
+      {"own bias",
+       f32,
+       1,
+       2,
+       2,
+       40,
+       50,
+       8,
+       8,
+       {true, true, true, true},
+       true,
+       false,
+       false,
+       true,
+       false,
+       3.0f,
+       kNone,
+       -1,
+       0},
+      {"shared bias",
+       f32,
+       2,
+       2,
+       1,
+       40,
+       50,
+       8,
+       8,
+       {false, true, true, true},
+       true,
+       false,
+       false,
+       true,
+       true,
+       kNone,
+       kNone,
+       -1,
+       0},
+      {"bias of keys",
+       f32,
+       2,
+       2,
+       1,
+       40,
+       50,
+       8,
+       8,
+       {true, false, false, true},
+       true,
+       false,
+       false,
+       false,
+       false,
+       kNone,
+       0.25f,
+       -1,
+       -1},
+      {"bias of queries",
+       f32,
+       2,
+       2,
+       1,
+       40,
+       50,
+       8,
+       8,
+       {true, true, true, false},
+       true,
+       false,
+       false,
+       true,
+       false,
+       2.0f,
+       0.25f,
+       -1,
+       -1},
+      {"index", f32, 1, 3, 3, 33, 27, 8, 8, {}, false, true, true, false, true, kNone, kNone, -1, -1},
+      {"few", f32, 2, 8, 2, 3, 120, 40, 16, {}, false, true, false, true, true, kNone, kNone, -1, 0},
+      {"one query",
+       f32,
+       2,
+       8,
+       2,
+       1,
+       120,
+       40,
+       24,
+       {true, true, true, true},
+       true,
+       false,
+       false,
+       false,
+       true,
+       kNone,
+       kNone,
+       90,
+       0},
+      {"bfloat16",
+       DType::kBFloat16,
+       1,
+       2,
+       1,
+       20,
+       40,
+       16,
+       16,
+       {true, true, true, true},
+       true,
+       false,
+       false,
+       false,
+       false,
+       kNone,
+       kNone,
+       -1,
+       0},
+      {"float16", DType::kFloat16, 1, 2, 1, 2, 40, 16, 16, {}, false, false, false, false, false, kNone, kNone, -1, -1},
+      {"one of each", f32, 1, 1, 1, 1, 1, 1, 1, {}, false, false, false, false, false, kNone, kNone, -1, -1},
+  };
+}
+
+// The largest error relative to the largest value, a rounding of the dtype allowed for.
+void close(const char* isa, const AttentionCase& c, const char* what, const Array& found, const Doubles& exact,
+           DType dtype) {
+  double largest = 1e-3, error = 0;
+  for (double x : exact) largest = std::fmax(largest, std::isinf(x) ? 0 : std::fabs(x));
+  for (int64_t i = 0; i < found.size(); ++i) {
+    const double x = exact[static_cast<size_t>(i)], y = found.get(i);
+    error = std::fmax(error, x == y ? 0 : std::isfinite(y) && std::isfinite(x) ? std::fabs(x - y) : INFINITY);
+  }
+  const double bound = dtype == DType::kFloat32 ? 1e-5 : 4 * rounding_of(dtype);
+  CHECK(error <= bound * largest, "%s %s %s: error %.2e of %.2e", isa, c.name, what, error, largest);
+  CHECK(found.guards_hold(), "%s %s %s: guards", isa, c.name, what);
+}
+
+const float* floats(Array& x) { return static_cast<const float*>(x.data()); }
+float* floats_out(Array& x) { return static_cast<float*>(x.data()); }
+
+struct Found {
+  Array out, lse, out_t, lse_t;
+};
+
+Found forward(AttentionModel& m, int threads) {
+  Found f = {Array(m.c.dtype, m.dout.size()), Array(DType::kFloat32, m.dlse.size()), Array(m.c.dtype, m.dout.size()),
+             Array(DType::kFloat32, m.dlse.size())};
+  genfast::cpu::attention_forward({m.args(f.out, nullptr), floats_out(f.lse)}, threads);
+  genfast::cpu::attention_tangent(m.tangent(m.args(f.out, floats(f.lse)), f.out_t, floats_out(f.lse_t)), threads);
+  return f;
+}
+
+struct Gradients {
+  Array dq, dk, dv, dbias, dtable;
+};
+
+Gradients gradients(AttentionModel& m, Found& f, bool second, int threads) {
+  const AttentionCase& c = m.c;
+  const int64_t splits = genfast::cpu::attention_splits(c.batch, c.kv_heads, c.queries, c.keys);
+  BiasGradient kind = BiasGradient::kNone;
+  Array raw(DType::kFloat32, 0);
+  if (c.bias) {
+    const bool matrix = c.bias_own[2] && c.bias_own[3];
+    kind = matrix          ? (c.bias_own[0] && c.bias_own[1] ? BiasGradient::kElements : BiasGradient::kReduced)
+           : c.bias_own[3] ? BiasGradient::kColumns
+                           : BiasGradient::kRows;
+    const int64_t matrices = c.batch * c.heads;
+    raw = matrix ? Array(c.dtype, m.bias_size())
+                 : Array(DType::kFloat32, matrices * (kind == BiasGradient::kColumns ? c.keys : splits * c.queries));
+  }
+  Gradients g = {Array(c.dtype, m.q.size()), Array(c.dtype, m.k.size()), Array(c.dtype, m.v.size()), Array(c.dtype, 0),
+                 Array(DType::kFloat32, 0)};
+  Array partial(DType::kFloat32, splits > 1 ? splits * m.q.size() : 0);
+  Array table(DType::kFloat32, c.table ? splits * c.batch * c.heads * m.length : 0);
+  genfast::AttentionGradient args = {};
+  args.a = m.args(f.out, floats(f.lse));
+  args.dout = AttentionModel::rows(m.dout, c.heads, c.queries, c.value_depth);
+  args.dlse = floats(m.dlse);
+  args.dq = AttentionModel::rows(g.dq, c.heads, c.queries, c.depth);
+  args.dk = AttentionModel::rows(g.dk, c.kv_heads, c.keys, c.depth);
+  args.dv = AttentionModel::rows(g.dv, c.kv_heads, c.keys, c.value_depth);
+  args.bias_gradient = kind;
+  args.dbias = c.bias ? raw.data() : nullptr;
+  args.bias_batch = c.bias_own[0] ? c.batch : 1;
+  args.bias_heads = c.bias_own[1] ? c.heads : 1;
+  args.dtable = c.table ? floats_out(table) : nullptr;
+  args.dq_partial = floats_out(partial);
+  args.splits = splits;
+  args.second = second;
+  args.t = m.tangent(args.a, f.out_t, floats_out(f.lse_t));
+  genfast::cpu::attention_gradient(args, threads);
+  CHECK(partial.guards_hold() && table.guards_hold() && raw.guards_hold(), "%s", c.name);
+
+  // The sums over broadcast dimensions that the caller makes.
+  Doubles bias(static_cast<size_t>(c.bias ? m.bias_size() : 0));
+  if (kind == BiasGradient::kElements || kind == BiasGradient::kReduced) {
+    g.dbias = raw;
+  } else if (c.bias) {
+    for (int64_t x = 0; x < raw.size(); ++x) {
+      const bool columns = kind == BiasGradient::kColumns;
+      const int64_t width = columns ? c.keys : c.queries, matrix = x / width % (c.batch * c.heads), at = x % width;
+      const int64_t to = m.bias_at(matrix / c.heads, matrix % c.heads, columns ? 0 : at, columns ? at : 0);
+      bias[static_cast<size_t>(to)] += raw.get(x);
+    }
+    g.dbias = Array(c.dtype, bias);
+  }
+  Doubles sums(static_cast<size_t>(c.table ? c.heads * m.length : 0));
+  for (int64_t x = 0; x < table.size(); ++x) sums[static_cast<size_t>(x % (c.heads * m.length))] += table.get(x);
+  g.dtable = Array(DType::kFloat32, sums);
+  return g;
+}
+
+}  // namespace
+
+TEST(attention_values_and_derivatives) {
+  for (const AttentionCase& c : cases()) {
+    AttentionModel m(c);
+    const AttentionTruth truth(m);
+    for_each_isa([&](const genfast::Probe&, const char* isa) {
+      Found f = forward(m, 1);
+      const Found again = forward(m, 3);
+      CHECK(f.out == again.out && f.lse == again.lse && f.out_t == again.out_t && f.lse_t == again.lse_t,
+            "%s %s: threads", isa, c.name);
+      close(isa, c, "out", f.out, truth.out, c.dtype);
+      close(isa, c, "lse", f.lse, truth.lse, DType::kFloat32);
+      close(isa, c, "out'", f.out_t, truth.out_t, c.dtype);
+      close(isa, c, "lse'", f.lse_t, truth.lse_t, c.dtype);
+      for (int order = 0; order < 2; ++order) {
+        const Gradients g = gradients(m, f, order == 1, 1), twice = gradients(m, f, order == 1, 3);
+        CHECK(g.dq == twice.dq && g.dk == twice.dk && g.dv == twice.dv && g.dbias == twice.dbias &&
+                  g.dtable == twice.dtable,
+              "%s %s: threads", isa, c.name);
+        close(isa, c, order == 0 ? "dq" : "gq", g.dq, truth.dq[order], c.dtype);
+        close(isa, c, order == 0 ? "dk" : "gk", g.dk, truth.dk[order], c.dtype);
+        close(isa, c, order == 0 ? "dv" : "gv", g.dv, truth.dv[order], c.dtype);
+        if (c.bias) close(isa, c, order == 0 ? "dbias" : "gbias", g.dbias, truth.dbias[order], c.dtype);
+        if (c.table) close(isa, c, order == 0 ? "dtable" : "gtable", g.dtable, truth.dtable[order], c.dtype);
+      }
+    });
+  }
+}
+
+TEST(attention_without_elements) {
+  for_each_isa([&](const genfast::Probe&, const char* isa) {
+    AttentionCase c = cases()[0];
+    c.keys = 0;
+    AttentionModel m(c);
+    Found f = forward(m, 2);
+    for (int64_t i = 0; i < f.out.size(); ++i) CHECK(f.out.get(i) == 0.0, "%s", isa);
+    for (int64_t i = 0; i < f.lse.size(); ++i) CHECK(f.lse.get(i) == -INFINITY, "%s", isa);
+    const Gradients g = gradients(m, f, false, 2);
+    for (int64_t i = 0; i < g.dq.size(); ++i) CHECK(g.dq.get(i) == 0.0, "%s", isa);
+    c = cases()[0];
+    c.queries = 0;
+    AttentionModel none(c);
+    Found nothing = forward(none, 2);
+    const Gradients h = gradients(none, nothing, true, 2);
+    for (int64_t i = 0; i < h.dk.size(); ++i) CHECK(h.dk.get(i) == 0.0 && h.dv.get(i % h.dv.size()) == 0.0, "%s", isa);
+  });
+}
