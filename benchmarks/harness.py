@@ -83,6 +83,7 @@ class Case:
         groups: name to contenders of which a target means the fastest.
         yardsticks: functions that do a part of the work, timed beside the contenders for comparison, not checked.
         items: steps in one call; the times of the rows, floors included, are those of one.
+        rest: seconds to wait before each sample, where a contender's idle threads spin on and would slow the next one.
     """
 
     op: str
@@ -98,6 +99,7 @@ class Case:
     groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     yardsticks: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     items: int = 1
+    rest: float = 0.0
 
     @property
     def tensor_bytes(self) -> int:
@@ -155,7 +157,7 @@ def _sample_cuda(function: Callable[[], Any], repeats: int) -> float:
 
 
 def time_interleaved(
-    functions: dict[str, Callable[[], Any]], device: torch.device, seconds: float, rounds: int = 5
+    functions: dict[str, Callable[[], Any]], device: torch.device, seconds: float, rounds: int = 5, rest: float = 0.0
 ) -> dict[str, list[float]]:
     """Seconds a call, one sample a round for each function, the rounds interleaved.
 
@@ -164,6 +166,7 @@ def time_interleaved(
         device: CUDA times with events.
         seconds: time to spend on all of them together.
         rounds: the least number of samples each.
+        rest: seconds to wait before each sample.
     """
     sample = _sample_cuda if device.type == "cuda" else _sample_cpu
     repeats = {name: max(1, min(10_000, int(2e-3 / max(sample(call, 1), 1e-7)))) for name, call in functions.items()}
@@ -172,6 +175,7 @@ def time_interleaved(
     done = 0
     while done < rounds or (time.perf_counter() < end and done < 2000):
         for name, call in functions.items():
+            time.sleep(rest)
             times[name].append(sample(call, repeats[name]))
         done += 1
     return times
@@ -246,7 +250,7 @@ def run_case(case: Case, settings: Settings, bandwidth: float) -> list[Row]:
         for _ in range(8 if settings.pages == "kept" else 2):  # the heap takes some calls to settle
             functions[name]()
     _synchronize(device)
-    times = time_interleaved(functions, device, settings.seconds)
+    times = time_interleaved(functions, device, settings.seconds, rest=case.rest)
     floor_us = _floor_us(case, settings, bandwidth)
     for name, samples in times.items():
         row, quartiles = rows[name], statistics.quantiles(samples, n=4)
