@@ -13,7 +13,11 @@ from rich.table import Table
 
 __all__ = ["app"]
 
-BENCHMARKS = ("reparameterize_kl", "bernoulli_sample", "rbm_cd", "rbm_ais", "gemm", "overhead")
+BENCHMARKS = (
+    "reparameterize_kl", "bernoulli_sample", "attention", "attention_gpt", "rbm_cd", "rbm_ais", "gemm", "overhead",
+)  # fmt: skip
+LONG_BENCHMARKS = ("attention_sweep",)  # only on request
+BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."
 
 app = typer.Typer(
     help="genfast: fused kernels for generative models in PyTorch.",
@@ -89,7 +93,7 @@ def verify(context: typer.Context) -> None:
 
 @app.command()
 def bench(
-    ops: Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all by default.")] = None,
+    ops: Annotated[list[str] | None, typer.Argument(help=BENCHMARKS_HELP)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller cases: about a minute.")] = False,
     compiled: Annotated[bool, typer.Option(help="Let torch.compile take part.")] = True,
@@ -100,8 +104,8 @@ def bench(
 ) -> None:
     """Times genfast's ops against eager and compiled PyTorch and against the floor, losses included."""
     for name in ops or ():
-        if name not in BENCHMARKS:
-            _stop(f"unknown benchmark {name!r}: choose among {', '.join(BENCHMARKS)}")
+        if name not in BENCHMARKS + LONG_BENCHMARKS:
+            _stop(f"unknown benchmark {name!r}: choose among {', '.join(BENCHMARKS + LONG_BENCHMARKS)}")
     _check_device("benchmarks run", device)
     if plot and csv is None:
         _stop("--plot draws the CSV: give --csv PATH too")
@@ -142,7 +146,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes, for a smoke test.")] = False,
 ) -> None:
-    """Trains a VAE and an RBM on small digits, draws what they learned, and times genfast's layers."""
+    """Trains a VAE and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
     _need("sklearn", "genfast[examples]")
     _need("matplotlib", "genfast[examples]")
     from genfast.demo import run

@@ -6,12 +6,13 @@ shard or device draws what the whole would. ``csrc/common/philox.h`` documents t
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
 
-__all__ = ["as_seed", "normal", "philox", "rbm_normal", "rbm_uniform", "uniform"]
+__all__ = ["as_seed", "attention_keep", "normal", "philox", "rbm_normal", "rbm_uniform", "uniform"]
 
 TENSOR_NORMAL = 1
 TENSOR_UNIFORM = 2
@@ -53,10 +54,14 @@ def as_seed(seed: int | torch.Tensor | None, device: torch.device) -> torch.Tens
                 f"seed is on {seed.device}, the other tensors on {device}; it may be on the CPU or with them"
             )
         return seed
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got {type(seed).__name__}")
-    value = seed.__index__() & 0xFFFFFFFFFFFFFFFF
-    return torch.full((), value - (value >> 63 << 64), dtype=torch.int64, device="cpu")
+    if type(seed) is not int:  # no attribute of an int is asked for: in a compiled graph it may be symbolic
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise TypeError(f"seed must be an int, None or a 0-d int64 tensor, got {type(seed).__name__}")
+        seed = seed.__index__()
+    if not -(2**63) <= seed < 2**63:
+        seed &= 0xFFFFFFFFFFFFFFFF
+        seed -= seed >> 63 << 64
+    return torch.full((), seed, dtype=torch.int64, device="cpu")
 
 
 def _multiply(multiplier: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,3 +179,26 @@ def rbm_normal(
     pairs = _box_muller(_rbm_words(chains, units, seed, row_offset, col_offset, step, RBM_NORMAL))
     skipped = col_offset % 4
     return pairs.flatten(1)[:, skipped : skipped + units].contiguous()
+
+
+def attention_keep(
+    batch: int, heads: int, queries: int, keys: int, seed: torch.Tensor, dropout_p: float
+) -> torch.Tensor:
+    """Which attention weights [batch, heads, queries, keys] dropout keeps, bool, equal on every backend.
+
+    A weight is kept where its 16-bit lane is at least ``round(dropout_p * 65536)``.
+
+    Examples:
+        >>> keep = attention_keep(2, 3, 50, 70, torch.tensor(4), 0.25)
+        >>> torch.equal(keep[:, :, :9, :20], attention_keep(2, 3, 9, 20, torch.tensor(4), 0.25))
+        True
+        >>> round(keep.float().mean().item(), 2)
+        0.75
+    """
+    arange = functools.partial(torch.arange, device=seed.device)
+    head = arange(0, batch * heads).view(-1, 1, 1)
+    words = torch.stack(
+        philox(arange(0, (keys + 7) // 8), arange(0, queries).unsqueeze(1), head, ATTENTION_DROPOUT, seed), dim=-1
+    )
+    lanes = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(2)[..., :keys]
+    return (lanes >= round(dropout_p * 65536)).view(batch, heads, queries, keys)

@@ -9,6 +9,8 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LITTLE = {
+    "gan_transformer_gradient_penalty.py": ["--steps", "3", "--penalty", "wgan-gp"],
+    "meanflow_digits.py": ["--steps", "3", "--save", "samples.png"],
     "recommend.py": ["--epochs", "2", "--hidden", "8"],
     "train_dbn.py": ["--epochs", "1", "--hidden", "16", "16"],
     "train_rbm.py": ["--epochs", "1", "--hidden", "16"],

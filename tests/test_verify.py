@@ -17,7 +17,8 @@ from genfast.launch import reparameterize as reparameterize_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
 ROOT = Path(__file__).resolve().parents[1]
-STEMS = ("reparameterize", "bernoulli_sample", "rbm_half_step", "rbm_free_energy")
+ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
+STEMS = ("reparameterize", "bernoulli_sample", "rbm_half_step", "rbm_free_energy", *ATTENTION)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -34,7 +35,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         "from genfast.verify import Context, checks_of, run_check\n"
         "failed = []\n"
-        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy'):\n"
+        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy', 'attention_second'):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"

@@ -48,8 +48,9 @@ def sources(kernel: Path, root: Path) -> list[Path]:
 def kernels(root: Path) -> dict[str, Path]:
     """Kernel name to file: ``cuda/vae/reparameterize``, ``triton/reparameterize``."""
     cuda = {f"cuda/{p.relative_to(root / 'kernels/cuda').with_suffix('')}": p for p in root.glob("kernels/cuda/*/*.cu")}
-    triton = {f"triton/{p.stem}": p for p in root.glob("kernels/triton/*.py") if "@triton.jit" in p.read_text()}
-    triton.pop("triton/noise", None)  # helpers of the others, hashed with them
+    # noise and the files with an underscore are helpers of the others, hashed with them.
+    own = (p for p in root.glob("kernels/triton/*.py") if p.stem != "noise" and not p.stem.startswith("_"))
+    triton = {f"triton/{p.stem}": p for p in own if "@triton.jit" in p.read_text()}
     return dict(sorted({**cuda, **triton}.items()))
 
 

@@ -135,8 +135,7 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
 }
 
 // Philox of counters (c0, row + lane, c2, c3), lanes in order.
-GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys,
-                            VecU words[4]) {
+GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys, VecU words[4]) {
   const __m256i base = _mm256_set1_epi64x(row);
   const __m256i v0 = _mm256_set1_epi64x(c0), v2 = _mm256_set1_epi64x(c2), v3 = _mm256_set1_epi64x(c3);
   __m256i a[4], b[4];

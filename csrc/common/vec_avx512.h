@@ -137,8 +137,7 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
 }
 
 // Philox of counters (c0, row + lane, c2, c3), lanes in order.
-GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys,
-                            VecU words[4]) {
+GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys, VecU words[4]) {
   const __m512i base = _mm512_set1_epi64(row);
   const __m512i v0 = _mm512_set1_epi64(c0), v2 = _mm512_set1_epi64(c2), v3 = _mm512_set1_epi64(c3);
   __m512i a[4], b[4];

@@ -156,8 +156,7 @@ GENFAST_OP void philox_lanes(uint64_t group, uint32_t c1_fixed, bool group_is_64
 }
 
 // Philox of counters (c0, row + lane, c2, c3), lanes in order.
-GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys,
-                            VecU words[4]) {
+GENFAST_OP void philox_rows(uint32_t c0, uint32_t row, uint32_t c2, uint32_t c3, const RoundKeys& keys, VecU words[4]) {
   GENFAST_LANES philox_lane(i, c0, row + static_cast<uint32_t>(i), c2, c3, keys, words);
 }
 

@@ -1,4 +1,5 @@
-"""``genfast demo``: trains a VAE and an RBM on scikit-learn's 8 x 8 digits, draws them, and times genfast's layers."""
+"""``genfast demo``: trains a VAE and an RBM on scikit-learn's 8 x 8 digits, draws them, and times genfast's layers and
+attention."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
     Raises:
         ModuleNotFoundError: without scikit-learn and matplotlib (``pip install genfast[examples]``).
     """
-    from genfast.demo import plots, timing, train
+    from genfast.demo import attention, plots, timing, train
 
     console = console or Console()
     out = Path(out)
@@ -43,6 +44,7 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
     console.print(f"pictures in {out}/: {', '.join(plots.NAMES)}", highlight=False)
     with torch.random.fork_rng(devices=[]):
         timing.print_table(quick=quick, console=console)
+        attention.print_table(quick=quick, console=console)
     console.print(f"{time.perf_counter() - start:.0f} s in total", highlight=False)
     return {
         "elbo_start": vae_run.held_out[0],

@@ -33,27 +33,25 @@ tangent_supports = forward_supports
 second_supports = backward_supports
 
 
-def _dense(x: Tensor) -> Tensor:
-    """``x`` with contiguous rows."""
-    return x if x.shape[3] <= 1 or x.stride(3) == 1 else x.contiguous()
+def _rows(x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
+    """Address and strides of ``x``, and what they belong to: a copy where its rows are not contiguous."""
+    batch, head, row, column = x.stride()
+    if column != 1 and x.shape[3] > 1:
+        x = x.contiguous()
+        batch, head, row, _ = x.stride()
+    return (x.data_ptr(), batch, head, row), x
 
 
-def _rows(x: Tensor) -> tuple[int, int, int, int]:
-    stride = x.stride()
-    return x.data_ptr(), stride[0], stride[1], stride[2]
-
-
-def _repeating(x: Tensor | None) -> tuple[int, int, int, int]:
+def _repeating(x: Tensor) -> tuple[int, int, int, int]:
     """Strides, 0 along dimensions of size 1."""
-    if x is None:
-        return _NO_ROWS
     return tuple(0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True))  # type: ignore[return-value]
 
 
 def _empty(like: Tensor, rows: int, width: int) -> Tensor:
     """[B, H, rows, width] in memory as ``like``: heads inside rows, or contiguous."""
-    batch, heads = like.shape[:2]
-    if like.stride(1) < like.stride(2):
+    batch, heads, _, _ = like.shape
+    _, head, row, _ = like.stride()
+    if head < row:
         return like.new_empty((batch, rows, heads, width)).transpose(1, 2)
     return like.new_empty((batch, heads, rows, width))
 
@@ -61,32 +59,40 @@ def _empty(like: Tensor, rows: int, width: int) -> Tensor:
 class _Call:
     """The C++ view of a call, and the tensors that it points into."""
 
+    __slots__ = ("bias", "kept", "shape", "table", "view")
+
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, table: Tensor | None, sinks: Tensor | None,
         out: Tensor, lse: Tensor | None, mask: Tensor | None, q_index: Tensor | None, k_index: Tensor | None,
         seed: Tensor | None, scale: float, softcap: float, dropout_p: float, left: int, right: int, shift: int,
     ) -> None:  # fmt: skip
-        self.q, self.k, self.v, self.out = q, k, v, out = _dense(q), _dense(k), _dense(v), _dense(out)
+        (q_rows, q), (k_rows, k), (v_rows, v), (out_rows, out) = _rows(q), _rows(k), _rows(v), _rows(out)
         batch, heads, queries, depth = q.shape
-        self.shape = (batch, heads, k.shape[1], queries, k.shape[2], depth, v.shape[3])
-        self.bias, self.mask, self.seed = bias, mask, seed
-        self.sinks = sinks = None if sinks is None else sinks.contiguous()
-        self.table = table = None if table is None else table.contiguous()
-        table_batch = table_head = table_length = 0
+        _, kv_heads, keys, value_depth = v.shape
+        self.shape = (batch, heads, kv_heads, queries, keys, depth, value_depth)
+        table_batch = table_head = table_length = threshold = key = 0
+        factor = 1.0
+        if lse is not None:
+            lse = lse.contiguous()
+        if sinks is not None:
+            sinks = sinks.contiguous()
         if table is not None:
+            table = table.contiguous()
             table_length = table.shape[2]
-            table_batch, table_head, _ = _repeating(table)
+            table_batch, table_head = (0 if table.shape[i] == 1 else table.stride(i) for i in range(2))
         if q_index is not None and k_index is not None:
             q_index, k_index = q_index.contiguous(), k_index.contiguous()
-        self.lse = lse = None if lse is None else lse.contiguous()
-        self.kept = (q_index, k_index)
-        threshold = round(dropout_p * 65536)
-        factor = 0.0 if threshold >= 65536 else 1.0 / (1.0 - dropout_p)
+        if dropout_p > 0.0 and seed is not None:
+            threshold = round(dropout_p * 65536)
+            factor = 0.0 if threshold >= 65536 else 1.0 / (1.0 - dropout_p)
+            key = int(seed) & 0xFFFFFFFFFFFFFFFF
+        self.bias, self.table = bias, table
+        self.kept = (q, k, v, out, lse, sinks, mask, q_index, k_index)
         self.view = C.cpu.Attention(
-            DTYPE_CODES[q.dtype], self.shape, _rows(q), _rows(k), _rows(v), _rows(out), pointer(lse), pointer(bias),
-            _repeating(bias), pointer(table), table_batch, table_head, table_length, pointer(q_index),
-            pointer(k_index), pointer(mask), _repeating(mask), pointer(sinks), scale, softcap, threshold, factor,
-            0 if seed is None or threshold == 0 else int(seed) & 0xFFFFFFFFFFFFFFFF, left, right, shift,
+            DTYPE_CODES[q.dtype], self.shape, q_rows, k_rows, v_rows, out_rows, pointer(lse), pointer(bias),
+            _NO_ROWS if bias is None else _repeating(bias), pointer(table), table_batch, table_head, table_length,
+            pointer(q_index), pointer(k_index), pointer(mask), _NO_ROWS if mask is None else _repeating(mask),
+            pointer(sinks), scale, softcap, threshold, factor, key, left, right, shift,
         )  # fmt: skip
 
 
@@ -105,14 +111,14 @@ class _TangentCall:
         self, call: _Call, q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Tensor | None, table_t: Tensor | None,
         sinks_t: Tensor | None, out_t: Tensor, lse_t: Tensor,
     ) -> None:  # fmt: skip
-        self.tensors = q_t, k_t, v_t, out_t = _dense(q_t), _dense(k_t), _dense(v_t), _dense(out_t)
+        (q_rows, q_t), (k_rows, k_t), (v_rows, v_t), (out_rows, out_t) = (_rows(x) for x in (q_t, k_t, v_t, out_t))
         lse_t = lse_t.contiguous()
         table_t = None if table_t is None else table_t.contiguous()
         sinks_t = None if sinks_t is None else sinks_t.contiguous()
-        self.others = call, bias_t, table_t, sinks_t, lse_t
+        self.kept = (call, q_t, k_t, v_t, bias_t, table_t, sinks_t, out_t, lse_t)
         self.view = C.cpu.AttentionTangent(
-            call.view, _rows(q_t), _rows(k_t), _rows(v_t), pointer(bias_t), _repeating(bias_t), pointer(table_t),
-            pointer(sinks_t), _rows(out_t), lse_t.data_ptr(),
+            call.view, q_rows, k_rows, v_rows, pointer(bias_t), _NO_ROWS if bias_t is None else _repeating(bias_t),
+            pointer(table_t), pointer(sinks_t), out_rows, lse_t.data_ptr(),
         )  # fmt: skip
 
 
@@ -159,11 +165,12 @@ class _BiasGradient:
 def _gradient(
     dout: Tensor, dlse: Tensor | None, call: _Call, moved: _TangentCall | None, need_bias: bool, need_table: bool
 ) -> tuple[Tensor | None, ...]:
-    batch, heads, kv_heads, queries, keys, depth, _ = shape = call.shape
-    q, k, v, table = call.q, call.k, call.v, call.table
-    dout = _dense(dout)
+    batch, heads, kv_heads, queries, keys, depth, value_depth = shape = call.shape
+    q, k, v, *_ = call.kept
+    table = call.table
+    dout_rows, dout = _rows(dout)
     dlse = None if dlse is None else dlse.contiguous()
-    dq, dk, dv = _empty(q, queries, depth), _empty(k, keys, depth), _empty(v, keys, v.shape[3])
+    dq, dk, dv = _empty(q, queries, depth), _empty(k, keys, depth), _empty(v, keys, value_depth)
     splits = C.cpu.attention_splits(batch, kv_heads, queries, keys)
     partial = torch.empty((splits, batch, heads, queries, depth)) if splits > 1 else None
     dbias = _BiasGradient(call.bias if need_bias else None, shape, splits)
@@ -171,7 +178,7 @@ def _gradient(
     if need_table and table is not None:
         dtable = torch.empty((splits, batch, heads, table.shape[2]))
     C.cpu.attention_gradient(
-        call.view, _rows(dout), pointer(dlse), _rows(dq), _rows(dk), _rows(dv), dbias.kind, pointer(dbias.out),
+        call.view, dout_rows, pointer(dlse), _rows(dq)[0], _rows(dk)[0], _rows(dv)[0], dbias.kind, pointer(dbias.out),
         *dbias.leading, pointer(dtable), pointer(partial), splits, None if moved is None else moved.view,
         torch.get_num_threads(),
     )  # fmt: skip

@@ -1,9 +1,19 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
+from genfast.nn import functional
+from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
 from genfast.nn.rbm import RBM
 from genfast.nn.vae import Reparameterize
 
-__all__ = ["ClassificationRBM", "ConditionalRBM", "ConvRBM", "RBM", "Reparameterize"]
+__all__ = [
+    "ClassificationRBM",
+    "ConditionalRBM",
+    "ConvRBM",
+    "MultiheadAttention",
+    "RBM",
+    "Reparameterize",
+    "functional",
+]

@@ -1,5 +1,7 @@
 """The ops: functions of tensors, each with its backends and derivatives."""
 
+from genfast.ops.attention import T5Bias, WindowBias2d, attention
+from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.bernoulli_sample import bernoulli_sample
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
@@ -17,8 +19,12 @@ __all__ = [
     "GibbsResult",
     "RBMGradients",
     "RBMUpdate",
+    "T5Bias",
     "TemperingResult",
+    "WindowBias2d",
     "ais_schedule",
+    "attention",
+    "attention_jvp",
     "bernoulli_sample",
     "gaussian_kl",
     "joint_energy",
