@@ -40,9 +40,10 @@ void for_units(int64_t count, int threads, int64_t floats, const Body& body) {
 template <typename Args, typename Run>
 void for_queries(const Args& args, int threads, int64_t floats, Run* run) {
   const Attention& a = args.a;
-  const int64_t items = a.heads / a.kv_heads * GENFAST_FOR_ISA(attention_query_blocks)(a);
   const int64_t heads = a.batch * a.kv_heads;
-  if (items == 0 || heads == 0) return;
+  if (heads == 0) return;
+  const int64_t items = a.heads / a.kv_heads * GENFAST_FOR_ISA(attention_query_blocks)(a);
+  if (items == 0) return;
   const int useful = useful_threads(a, threads);
   int64_t pieces = useful == 1 ? 1 : (kUnitsPerThread * useful + heads - 1) / heads;
   pieces = pieces < items ? pieces : items;
@@ -57,8 +58,9 @@ void for_queries(const Args& args, int threads, int64_t floats, Run* run) {
 AttentionForward folded(const AttentionForward& args) {
   AttentionForward out = args;
   Attention& a = out.a;
+  if (a.queries != 1 || a.heads <= a.kv_heads || a.table != nullptr || a.sinks != nullptr || a.dropout_threshold != 0)
+    return args;
   const int64_t group = a.heads / a.kv_heads;
-  if (a.queries != 1 || group == 1 || a.table != nullptr || a.sinks != nullptr || a.dropout_threshold != 0) return args;
   const int64_t first = a.left < 0 ? 0 : std::min(std::max<int64_t>(a.shift - a.left, 0), a.keys);
   const int64_t last = a.right < 0 ? a.keys : std::max(std::min(a.shift + a.right + 1, a.keys), first);
   const auto from = [&](const void* data, int64_t elements, DType dtype) -> void* {

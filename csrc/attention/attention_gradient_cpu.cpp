@@ -19,7 +19,7 @@ SplitRange split_range(const AttentionGradient& args, int64_t split) {
   return {smaller(split * each, blocks), smaller((split + 1) * each, blocks)};
 }
 
-// Adds one tile to the gradients of bias and table.
+// Adds one tile to the gradients of bias and table; null for one that is hidden.
 void add_bias_gradient(const AttentionGradient& args, const Tile& t, const float* w, int64_t split) {
   const Attention& a = args.a;
   const int64_t matrix = t.batch * a.heads + t.head;
@@ -42,7 +42,7 @@ void add_bias_gradient(const AttentionGradient& args, const Tile& t, const float
       store_upto(own + i, load_upto(own + i, t.queries - i) + total, t.queries - i);
     }
   }
-  if (args.dtable != nullptr) {
+  if (args.dtable != nullptr && w != nullptr) {
     scatter_table(a, t, w, args.dtable + (split * a.batch * a.heads + matrix) * a.table_length);
   }
 }
