@@ -17,6 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from genfast import _dispatch
@@ -189,6 +192,36 @@ class Formula:
         raise NotImplementedError
 
 
+class _Context:
+    """A Function's context with other saved tensors."""
+
+    def __init__(self, ctx: Any, saved: tuple[Any, ...]) -> None:
+        self._ctx, self.saved_tensors = ctx, saved
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
+def _transformed_jvp(rule: Callable[..., Any], ctx: Any, tangents: tuple[Any, ...]) -> Any:
+    """A jvp rule run below the level of torch.func.jvp that asks for it.
+
+    PyTorch runs the rule with forward mode switched off, and torch operations carry that down to the levels below,
+    whose tangents would silently be zero.
+    """
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+
+    def unwrapped(tensors: Any) -> tuple[Any, ...]:
+        return tuple(_unwrap_for_grad(x, level) if isinstance(x, _Tensor) else x for x in tensors)
+
+    below = _Context(ctx, unwrapped(ctx.saved_tensors))
+    with forward_ad._set_fwd_grad_enabled(True), interpreter.lower():
+        outputs = rule(below, *unwrapped(tangents))
+    if isinstance(outputs, _Tensor):
+        return _wrap_for_grad(outputs, level)
+    return tuple(_wrap_for_grad(x, level) if isinstance(x, _Tensor) else x for x in outputs)
+
+
 def _loop_vmap(function: Any) -> Callable[..., Any]:
     """A vmap rule that runs the examples one after the other: right for every seed and shape, and rarely hot."""
 
@@ -243,15 +276,19 @@ class Differentiable:
                 ctx.set_materialize_grads(False)
 
             @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                # A pullback that runs after its transform ended finds the transform's wrappers.
+                return backward(_Context(ctx, unwrap_dead_wrappers(ctx.saved_tensors)), *grads)
+
+            @staticmethod
             def jvp(ctx: Any, *tangents: Any) -> Any:
                 if torch._C._are_functorch_transforms_active():
-                    return formula.jvp(ctx, *tangents)
+                    return _transformed_jvp(formula.jvp, ctx, tangents)
                 # A dual level (not a transform) is still on here, and the saved tensors are dual: take them as plain.
                 with forward_ad._set_fwd_grad_enabled(False):
                     return formula.jvp(ctx, *tangents)
 
         Lean.backward = staticmethod(backward)  # type: ignore[method-assign]
-        Full.backward = staticmethod(backward)  # type: ignore[method-assign]
         Full.vmap = staticmethod(_loop_vmap(Full))  # type: ignore[method-assign]
         Lean.__name__ = Lean.__qualname__ = f"{formula.__name__}Function"
         Full.__name__ = Full.__qualname__ = f"{formula.__name__}TransformableFunction"

@@ -97,6 +97,49 @@ def test_raw_ops_check_what_could_crash(call, error, message):
         call()
 
 
+def _differentiated():
+    """Each differentiable op as a function of one tensor, in float32 and so by the kernels, beside plain operations."""
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    W, b, c = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.5 for shape in ((5, 4), 5, 4))
+    noise = ops.reparameterize(torch.zeros(3, 5), torch.zeros(3, 5), seed=2)
+    return x, {
+        "gaussian_kl": (lambda t: ops.gaussian_kl(x, t), lambda t: 0.5 * (t.exp() + x * x - 1 - t).sum(-1)),
+        "reparameterize": (
+            lambda t: ops.reparameterize(x, t, seed=2), lambda t: x + noise * (0.5 * t).exp(),
+        ),
+        "rbm_free_energy": (
+            lambda t: ops.rbm_free_energy(t, W, b, c),
+            lambda t: -(t @ b) - torch.nn.functional.softplus(t @ W + c).sum(-1),
+        ),
+        "attention": (
+            lambda t: ops.attention(t[None, None], t[None, None], t[None, None]),
+            lambda t: torch.softmax(t @ t.T / 5**0.5, -1).matmul(t)[None, None],
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gaussian_kl", "reparameterize", "rbm_free_energy", "attention"])
+def test_forward_mode_nests(name):
+    """PyTorch runs a Function's jvp with forward mode off at every level below, whose tangents would be zero."""
+    x, functions = _differentiated()
+    found, expected = functions[name]
+    for _ in range(3):
+        found, expected = (lambda t, f=f: jvp(f, (t,), (x,))[1] for f in (found, expected))
+        torch.testing.assert_close(found(x), expected(x), rtol=1e-4, atol=1e-4)
+    second = torch.func.jacfwd(torch.func.jacfwd(functions[name][0]))(x)
+    torch.testing.assert_close(
+        second, torch.func.jacfwd(torch.func.jacfwd(functions[name][1]))(x), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["gaussian_kl", "reparameterize", "rbm_free_energy", "attention"])
+def test_a_pullback_outlives_its_transform(name):
+    x, functions = _differentiated()
+    (found, pull), (_, expected) = (torch.func.vjp(f, x) for f in functions[name])
+    cotangent = torch.randn_like(found)
+    torch.testing.assert_close(pull(cotangent), expected(cotangent), rtol=1e-4, atol=1e-4)
+
+
 def test_raw_ops_refuse_forward_mode():
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         jvp(lambda m: RAW.reparameterize_kl(m, X, SEED, None, 0, 1, True, True)[0].sum(), (X,), (torch.ones_like(X),))

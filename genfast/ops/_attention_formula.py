@@ -10,10 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._C._functorch import _unwrap_for_grad, _wrap_for_grad
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import forward_ad
 
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import _attention_cpu as cpu
@@ -123,43 +119,6 @@ _second_op = Op(
 _Six = tuple[Any, ...]
 
 
-def _alive(tensors: Any) -> Any:
-    """Tensors out of the wrappers of transforms that have ended, in which a backward run after them finds them."""
-    return unwrap_dead_wrappers(tensors)
-
-
-class _Unwrapped:
-    """A context whose saved tensors are those of the level below."""
-
-    def __init__(self, ctx: Any, saved: tuple[Any, ...]) -> None:
-        self.saved_tensors = saved
-        self.options, self.wanted = ctx.options, getattr(ctx, "wanted", ())
-
-
-def _below(rule: Any) -> Any:
-    """A jvp rule run below the level of torch.func.jvp that asks for it.
-
-    PyTorch runs the rule with forward mode switched off, and torch operations carry that down to the levels below,
-    whose tangents would silently be zero.
-    """
-
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        if not torch._C._are_functorch_transforms_active():
-            return rule(ctx, *tangents)
-        interpreter = retrieve_current_functorch_interpreter()
-        level = interpreter.level()
-
-        def unwrapped(tensors: Any) -> tuple[Any, ...]:
-            return tuple(_unwrap_for_grad(x, level) if isinstance(x, Tensor) else x for x in tensors)
-
-        below = _Unwrapped(ctx, unwrapped(ctx.saved_tensors))
-        with forward_ad._set_fwd_grad_enabled(True), interpreter.lower():
-            outputs = rule(below, *unwrapped(tangents))
-        return tuple(_wrap_for_grad(x, level) for x in outputs)
-
-    return jvp
-
-
 def _any(tensors: Any) -> bool:
     return any(tensor is not None for tensor in tensors)
 
@@ -217,14 +176,13 @@ class _Attention(Formula):
     def backward(ctx: Any, dout: Tensor | None = None, dlse: Tensor | None = None) -> Any:
         if dout is None and dlse is None:
             return (None,) * 16
-        *saved, out, lse = _alive(ctx.saved_tensors)
+        *saved, out, lse = ctx.saved_tensors
         primals, fixed = tuple(saved[:6]), (*saved[6:], *ctx.options)
         needs = ctx.needs_input_grad
         gradients = _gradients(_cotangent(dout, out), dlse, primals, out, lse, fixed, needs[3], needs[4])
         return *gradients, *(None,) * 10
 
     @staticmethod
-    @_below
     def jvp(ctx: Any, *tangents: Any) -> Any:
         *saved, out, lse = ctx.saved_tensors
         primals, fixed = tuple(saved[:6]), (*saved[6:], *ctx.options)
@@ -247,7 +205,7 @@ class _Backward(Formula):
     def backward(ctx: Any, *grads: Any) -> Any:
         if not _any(grads):
             return (None,) * 22
-        dout, dlse, *saved = _alive(ctx.saved_tensors)
+        dout, dlse, *saved = ctx.saved_tensors
         primals, out, lse, fixed = tuple(saved[:6]), saved[6], saved[7], (*saved[8:], *ctx.options)
         tangents = _direction(primals, _unpacked(grads, _present(primals, *ctx.wanted)))
         out_t, lse_t = tangent(*primals, *tangents, out, lse, *fixed)
@@ -260,7 +218,6 @@ class _Backward(Formula):
         return out_t, None if dlse is None else lse_t, *to_primals, *(None,) * 14
 
     @staticmethod
-    @_below
     def jvp(ctx: Any, dout_tangent: Any, dlse_tangent: Any, *rest: Any) -> Any:
         dout, dlse, *saved = ctx.saved_tensors
         primals, out, lse, fixed = tuple(saved[:6]), saved[6], saved[7], (*saved[8:], *ctx.options)
@@ -299,7 +256,7 @@ class _Tangent(Formula):
     def backward(ctx: Any, dout: Tensor | None = None, dlse: Tensor | None = None) -> Any:
         if dout is None and dlse is None:
             return (None,) * 24
-        *saved, out_t, lse_t = _alive(ctx.saved_tensors)
+        *saved, out_t, lse_t = ctx.saved_tensors
         primals, tangents, out, lse = tuple(saved[:6]), tuple(saved[6:12]), saved[12], saved[13]
         fixed = (*saved[14:], *ctx.options)
         dout = _cotangent(dout, out)
@@ -316,7 +273,6 @@ class _Tangent(Formula):
         return *to_primals, *to_tangents, *(None,) * 12
 
     @staticmethod
-    @_below
     def jvp(ctx: Any, *moved: Any) -> Any:
         *saved, _, _ = ctx.saved_tensors
         primals, tangents, out, lse = tuple(saved[:6]), tuple(saved[6:12]), saved[12], saved[13]
@@ -356,7 +312,6 @@ class _Second(Formula):
         return tuple(found.get(i) for i in range(30))
 
     @staticmethod
-    @_below
     def jvp(ctx: Any, *moved: Any) -> Any:
         needed = [i for i in range(14) if moved[i] is not None]
         function, inputs = _second_of(ctx, needed)
@@ -369,7 +324,7 @@ class _Second(Formula):
 
 def _second_of(ctx: Any, positions: list[int]) -> tuple[Any, tuple[Tensor, ...]]:
     """The plain formula of ``_Second`` as a function of the saved tensors at ``positions``, and those."""
-    saved = _alive(ctx.saved_tensors)
+    saved = ctx.saved_tensors
     present = _present(saved[2:8], *ctx.wanted)
 
     def function(*inputs: Tensor) -> Any:
