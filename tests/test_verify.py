@@ -33,9 +33,9 @@ def test_cpp_kernels_pass(name):
 def test_triton_kernels_pass_interpreted():
     pytest.importorskip("triton")
     script = (
-        "from genfast.verify import Context, checks_of, run_check\n"
+        f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy'):\n"
+        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy', *ATTENTION):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"

@@ -192,11 +192,24 @@ def _row_statistics(dout: Tensor, dlse: Tensor | None, out: Tensor, sinks: Tenso
     return torch.exp(sinks.view(-1, 1) - lse), (-delta if dlse is None else dlse - delta)
 
 
+def _wide(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if x is None else x.float() for x in tensors)
+
+
+def _rounded(gradients: tuple[Tensor | None, ...], *like: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in zip(gradients, like, strict=True))
+
+
 def backward(
     dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Tensor | None,
     out: Tensor, lse: Tensor, *fixed: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     *options, need_bias, need_table = fixed
+    if need_table and q.dtype is not torch.float32:
+        # delta from a rounded out is off by the same for a whole row, and distances weigh that by thousands.
+        primals = (*_wide(q, k, v, bias), table, sinks)
+        gradients = backward(*_wide(dout), dlse, *primals, forward(*primals, *options)[0], lse, *fixed)
+        return _rounded(gradients, q, k, v, bias, table, sinks)
     call = _Call(q, k, v, bias, table, sinks, out, lse, *options)
     gradients = _gradient(dout, dlse, call, None, need_bias, need_table)
     if sinks is None:
@@ -211,6 +224,12 @@ def second(
     lse: Tensor, out_t: Tensor, lse_t: Tensor, *fixed: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     *options, need_bias, need_table = fixed
+    if need_table and q.dtype is not torch.float32:  # as in ``backward``
+        primals, tangents = (*_wide(q, k, v, bias), table, sinks), (*_wide(q_t, k_t, v_t, bias_t), table_t, sinks_t)
+        exact = forward(*primals, *options)[0]
+        exact_t = tangent(*primals, *tangents, exact, lse, *options)[0]
+        gradients = second(*_wide(dout), dlse, *primals, *tangents, exact, lse, exact_t, lse_t, *fixed)
+        return _rounded(gradients, q, k, v, bias, table, sinks)
     call = _Call(q, k, v, bias, table, sinks, out, lse, *options)
     moved = _TangentCall(call, q_t, k_t, v_t, bias_t, table_t, sinks_t, out_t, lse_t)
     gradients = _gradient(dout, dlse, call, moved, need_bias, need_table)

@@ -1,16 +1,400 @@
-"""Launches the Triton attention kernels."""
+"""Launches the Triton kernels of attention."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+
+from genfast.launch._common import device_guard
+
+__all__ = ["backward", "forward", "second", "supports", "tangent"]
+
+Tensor = torch.Tensor
+
+MAX_HEAD_DIM = 256
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_ROW_STRIDE = 1 << 23  # offsets within a tile, of up to 128 rows, are 32-bit
+_LENGTH = 1 << 30  # positions are 32-bit
+_PROGRAMS = 1 << 31  # of a grid
+_SMALLEST_BLOCK = 16
 
 
-def _missing(*args: Any) -> Any:
-    raise NotImplementedError("attention has no Triton kernels yet")
+def supports(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> str | None:
+    """Why the kernels cannot run a call, or None; ``options`` (bias, table, sinks, ...) never stand in the way."""
+    if q.dtype not in _DTYPES:
+        return f"the Triton kernels of attention take float32, float16 and bfloat16, got {q.dtype}"
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return "Triton's interpreter computes bfloat16 wrongly; it takes float32 and float16"
+    if not 1 <= q.shape[3] <= MAX_HEAD_DIM or not 1 <= v.shape[3] <= MAX_HEAD_DIM:
+        return (
+            f"the Triton kernels of attention take head dims from 1 to {MAX_HEAD_DIM}, "
+            f"got {q.shape[3]} and {v.shape[3]}"
+        )
+    if max(q.shape[2], k.shape[2]) >= _LENGTH:
+        return f"the Triton kernels of attention take lengths below 2^30, got {q.shape[2]} and {k.shape[2]}"
+    blocks = (max(q.shape[2], k.shape[2]) + 1) // _SMALLEST_BLOCK + 1
+    if 2 * blocks * q.shape[0] * q.shape[1] >= _PROGRAMS:
+        return (
+            "the Triton kernels of attention take fewer than 2^31 blocks of 16 queries or keys, "
+            f"got {q.shape[0]} x {q.shape[1]} heads of {q.shape[2]} queries and {k.shape[2]} keys"
+        )
+    return None
 
 
-def supports(*args: Any) -> str | None:
-    return "attention has no Triton kernels yet"
+class _Problem(NamedTuple):
+    """Tensors as the kernels take them, and what they are specialized for."""
+
+    q: Any
+    k: Any
+    v: Any
+    scores: Any
+    widths: dict[str, int]
+    group: int
+    batch: int
+    heads: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def sizes(self, tile: Any) -> dict[str, int]:
+        """Sizes of the kernels that work in tiles of queries by keys."""
+        return {**self.widths, "STEP": tile.step, "BM": tile.queries, "BN": tile.keys}
+
+    @property
+    def q_len(self) -> int:
+        return self.scores.q_len
+
+    @property
+    def k_len(self) -> int:
+        return self.scores.k_len
 
 
-forward = backward = tangent = second = _missing
+def _matrix(x: Tensor) -> Any:
+    from genfast.kernels.triton._attention_tiles import Matrix
+
+    if (x.shape[3] > 1 and x.stride(3) != 1) or x.stride(2) >= _ROW_STRIDE:
+        x = x.contiguous()
+    return Matrix(x, x.stride(0), x.stride(1), x.stride(2))
+
+
+def _pairs(x: Tensor | None) -> Any:
+    from genfast.kernels.triton._attention_tiles import Pairs
+
+    if x is None:
+        return None
+    strides = (None if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return Pairs(x.view(torch.uint8) if x.dtype == torch.bool else x, *strides)
+
+
+def _table(x: Tensor | None) -> Any:
+    from genfast.kernels.triton._attention_tiles import Table
+
+    if x is None:
+        return None
+    x = x if x.shape[2] == 1 or x.stride(2) == 1 else x.contiguous()
+    return Table(x, *(None if x.shape[d] == 1 else x.stride(d) for d in range(2)))
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    mask: Tensor | None,
+    q_index: Tensor | None,
+    k_index: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    softcap: float,
+    dropout_p: float,
+    left: int,
+    right: int,
+    shift: int,
+) -> _Problem:
+    from genfast.kernels.triton import _attention_tiles as tiles
+
+    q_len, k_len = q.shape[2], k.shape[2]
+    threshold = factor = device_seed = None
+    if dropout_p > 0.0:
+        assert seed is not None
+        threshold = round(dropout_p * 65536)
+        factor = 1.0 / (1.0 - dropout_p) if threshold < 65536 else 0.0
+        # A copy from the CPU would wait for the GPU; a fill does not.
+        device_seed = (
+            seed if seed.device == q.device else torch.full((), seed.item(), dtype=seed.dtype, device=q.device)
+        )
+    scores = tiles.Scores(
+        q_len, k_len, q.shape[1], scale, softcap or None,
+        # A window that no pair lies outside of is none.
+        shift - left if 0 <= left < q_len - 1 + shift else None,
+        shift + right if 0 <= right < k_len - 1 - shift else None,
+        _pairs(mask), _pairs(bias), _table(table),
+        None if q_index is None else q_index.to(q.device),
+        None if k_index is None else k_index.to(q.device),
+        device_seed, threshold, factor,
+    )  # fmt: skip
+    D, DV = q.shape[3], v.shape[3]
+    widths = {"D": D, "DV": DV, "BD": _padded(D), "BDV": _padded(DV)}
+    group = q.shape[1] // max(k.shape[1], 1)
+    return _Problem(
+        _matrix(q), _matrix(k), _matrix(v), scores, widths, group, q.shape[0], q.shape[1], q.dtype, q.device
+    )
+
+
+def _padded(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _blocks(length: int, block: int) -> int:
+    return -(-length // block)
+
+
+def _launch(kernel: Any, programs: int, tile: Any, *args: Any, **constants: Any) -> None:
+    if programs:
+        kernel[(programs,)](*args, **constants, num_warps=tile.warps, num_stages=tile.stages)
+
+
+def _tile(kernel: str, problem: _Problem) -> Any:
+    from genfast.kernels.triton import attention_config as config
+
+    widths = problem.widths["BD"], problem.widths["BDV"]
+    found = config.tile(kernel, problem.dtype, max(widths), problem.q_len, problem.k_len, problem.device)
+    return found._replace(step=min(found.step, *widths))  # a step is a divisor of both
+
+
+def _empty_like(x: Tensor, width: int | None = None) -> Tensor:
+    """An empty tensor as x [B, H, S, D], heads inside rows where x has them there."""
+    B, H, S, D = x.shape
+    if x.stride(1) < x.stride(2):
+        return x.new_empty((B, S, H, width or D)).transpose(1, 2)
+    return x.new_empty((B, H, S, width or D))
+
+
+# ---- forward and tangent ----
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, *fixed: Any) -> tuple[Tensor, Tensor]:
+    """(out, lse); the arguments of the raw op ``attention``."""
+    from genfast.kernels.triton.attention_forward import forward_kernel
+
+    with device_guard(q):
+        p = _problem(q, k, v, bias, table, *fixed)
+        out = _empty_like(q, v.shape[3])
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        tile = _tile("forward", p)
+        s = p.scores
+        _launch(
+            forward_kernel, _blocks(p.q_len, tile.queries) * p.batch * p.heads, tile,
+            p.q, p.k, p.v, s, sinks, _matrix(out), lse, p.group, **p.sizes(tile),
+            EVEN=p.k_len % tile.keys == 0, PLAIN=s.softcap is None and bias is None and table is None and s.scale > 0.0,
+        )  # fmt: skip
+    return out, lse
+
+
+def _direction(q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any) -> Any:
+    from genfast.kernels.triton._attention_tiles import Direction
+
+    return Direction(_matrix(q_t), _matrix(k_t), _matrix(v_t), _pairs(bias_t), _table(table_t), sinks_t)
+
+
+def tangent(
+    q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any,
+    q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any,
+    out: Tensor, lse: Tensor, *fixed: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out_t, lse_t); the arguments of the raw op ``attention_tangent``."""
+    from genfast.kernels.triton.attention_tangent import tangent_kernel
+
+    with device_guard(q):
+        p = _problem(q, k, v, bias, table, *fixed)
+        out_t, lse_t = _empty_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+        tile = _tile("tangent", p)
+        _launch(
+            tangent_kernel, _blocks(p.q_len, tile.queries) * p.batch * p.heads, tile,
+            p.q, p.k, p.v, p.scores, sinks, _direction(q_t, k_t, v_t, bias_t, table_t, sinks_t), _matrix(out),
+            lse.contiguous(), _matrix(out_t), lse_t, p.group, **p.sizes(tile), EVEN=p.k_len % tile.keys == 0,
+        )  # fmt: skip
+    return out_t, lse_t
+
+
+# ---- gradients ----
+
+
+def backward(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any,
+    out: Tensor, lse: Tensor, *rest: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """(dq, dk, dv, dbias, dtable, dsinks); the arguments of the raw op ``attention_backward``."""
+    *fixed, need_bias, need_table = rest
+    with device_guard(q):
+        p = _problem(q, k, v, bias, table, *fixed)
+        rows = _rows(p, dout, dlse, out, lse, None, None)
+        return _gradients(
+            p, _matrix(dout), rows, None, (q, k, v), bias if need_bias else None, table if need_table else None, sinks
+        )
+
+
+def second(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any,
+    q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any,
+    out: Tensor, lse: Tensor, out_t: Tensor, lse_t: Tensor, *rest: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """(gq, gk, gv, gbias, gtable, gsinks); the arguments of the raw op ``attention_second``."""
+    *fixed, need_bias, need_table = rest
+    with device_guard(q):
+        p = _problem(q, k, v, bias, table, *fixed)
+        direction = _direction(q_t, k_t, v_t, bias_t, table_t, sinks_t)
+        rows = _rows(p, dout, dlse, out, lse, out_t, lse_t)
+        return _gradients(
+            p, _matrix(dout), rows, direction, (q, k, v), bias if need_bias else None, table if need_table else None,
+            sinks,
+        )  # fmt: skip
+
+
+def _rows(
+    p: _Problem, dout: Tensor, dlse: Tensor | None, out: Tensor, lse: Tensor, out_t: Tensor | None, lse_t: Tensor | None
+) -> Any:
+    from genfast.kernels.triton import attention_config as config
+    from genfast.kernels.triton._attention_tiles import Rows
+    from genfast.kernels.triton.attention_backward import rows_kernel
+
+    shift = lse.new_empty(lse.shape)
+    r = None if out_t is None else lse.new_empty(lse.shape)
+    lse = lse.contiguous()
+    _launch(
+        rows_kernel, _blocks(p.q_len, config.ROWS.queries) * p.batch * p.heads, config.ROWS,
+        _matrix(out), _matrix(dout), None if out_t is None else _matrix(out_t),
+        None if dlse is None else dlse.contiguous(), lse, p.scores, shift, r,
+        DV=p.widths["DV"], BDV=p.widths["BDV"], BM=config.ROWS.queries,
+    )  # fmt: skip
+    return Rows(lse, shift, None if lse_t is None else lse_t.contiguous(), r)
+
+
+def _gradients(
+    p: _Problem,
+    dout: Any,
+    rows: Any,
+    direction: Any,
+    like: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    table: Tensor | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The six gradients of the first order, or along a direction of the second."""
+    from genfast.kernels.triton import attention_backward as first
+    from genfast.kernels.triton import attention_second as order
+    from genfast.kernels.triton._attention_tiles import Pairs
+
+    dq, dk, dv = (_empty_like(x) for x in like)
+    s = p.scores
+    pairs = (p.batch, p.heads, p.q_len, p.k_len)
+    dbias = whole = column_sums = row_sums = None
+    if bias is not None:
+        if bias.shape == pairs:
+            # Tiles outside the window are not visited.
+            bounded = s.lower is not None or s.upper is not None
+            dbias = bias.new_zeros(bias.shape) if bounded else bias.new_empty(bias.shape)
+            whole = Pairs(dbias, *dbias.stride())
+        elif bias.shape[3] != p.k_len:
+            row_sums = rows.lse.new_empty(pairs[:3])
+        elif bias.shape[2] != p.q_len:
+            column_sums = rows.lse.new_empty((*pairs[:2], p.k_len))
+    x = () if direction is None else (direction,)
+    name = "backward" if direction is None else "second"
+
+    tile = _tile(f"{name}_keys", p)
+    _launch(
+        first.keys_kernel if direction is None else order.second_keys_kernel,
+        _blocks(p.k_len, tile.keys) * p.batch * (p.heads // p.group), tile,
+        p.q, p.k, p.v, dout, s, *x, rows, _matrix(dk), _matrix(dv), column_sums, p.group, **p.sizes(tile),
+        EVEN_ROWS=p.q_len % tile.queries == 0, EVEN=p.k_len % tile.keys == 0,
+    )  # fmt: skip
+    tile = _tile(f"{name}_queries", p)
+    _launch(
+        first.queries_kernel if direction is None else order.second_queries_kernel,
+        _blocks(p.q_len, tile.queries) * p.batch * p.heads, tile,
+        p.q, p.k, p.v, dout, s, *x, rows, _matrix(dq), whole, row_sums, p.group, **p.sizes(tile),
+        EVEN=p.k_len % tile.keys == 0,
+    )  # fmt: skip
+
+    if bias is not None and dbias is None:
+        if row_sums is not None:
+            dbias = _sum_to(row_sums.unsqueeze(3), bias)
+        elif column_sums is not None:
+            dbias = _sum_to(column_sums.unsqueeze(2), bias)
+        else:
+            dbias = _bias_gradient(p, dout, rows, direction, bias)
+    dtable = None if table is None else _table_gradient(p, dout, rows, direction, table)
+    dsinks = None if sinks is None else _sinks_gradient(rows, direction, sinks)
+    return dq, dk, dv, dbias, dtable, dsinks
+
+
+def _sum_to(x: Tensor, like: Tensor) -> Tensor:
+    """x summed over the dimensions in which ``like`` has size 1, in its dtype."""
+    over = [d for d in range(x.dim()) if like.shape[d] == 1 and x.shape[d] != 1]
+    return (x.sum(over, keepdim=True) if over else x).to(like.dtype)
+
+
+def _parameter_tile(p: _Problem, direction: Any) -> Any:
+    return _tile("parameters" if direction is None else "parameters_second", p)
+
+
+def _bias_gradient(p: _Problem, dout: Any, rows: Any, direction: Any, bias: Tensor) -> Tensor:
+    """The gradient of a bias [1 or B, 1 or Hq, Sq, Skv]."""
+    from genfast.kernels.triton._attention_tiles import Pairs
+    from genfast.kernels.triton.attention_backward import parameters as kernels
+
+    dbias = bias.new_empty(bias.shape)
+    strides = (0 if size == 1 else stride for size, stride in zip(dbias.shape, dbias.stride(), strict=True))
+    tile = _parameter_tile(p, direction)
+    owners = bias.shape[0] * bias.shape[1]
+    _launch(
+        kernels.bias_kernel, _blocks(p.q_len, tile.queries) * _blocks(p.k_len, tile.keys) * owners, tile,
+        p.q, p.k, p.v, dout, p.scores, direction, rows, Pairs(dbias, *strides), p.batch, p.group,
+        OVER_BATCH=bias.shape[0] == 1, OVER_HEADS=bias.shape[1] == 1, **p.sizes(tile),
+    )  # fmt: skip
+    return dbias
+
+
+def _table_gradient(p: _Problem, dout: Any, rows: Any, direction: Any, table: Tensor) -> Tensor:
+    from genfast.kernels.triton import attention_config as config
+    from genfast.kernels.triton.attention_backward import parameters as kernels
+
+    if p.q_len == 0 or p.k_len == 0:
+        return torch.zeros_like(table)
+    tile = _parameter_tile(p, direction)
+    entries = table.shape[2]
+    common = (p.q, p.k, p.v, dout, p.scores, direction, rows)
+    if p.scores.q_index is not None:
+        sums = rows.lse.new_empty((p.batch, p.heads, entries))
+        _launch(
+            kernels.entries_kernel, _blocks(entries, config.ENTRIES) * p.batch * p.heads, tile,
+            *common, sums, entries, p.group, **p.sizes(tile), E=config.ENTRIES,
+        )  # fmt: skip
+        return _sum_to(sums, table)
+    block = tile.keys
+    tile = tile._replace(queries=block)
+    column_blocks = _blocks(p.k_len, block)
+    diagonals = _blocks(p.q_len, block) + column_blocks - 1
+    halves = rows.lse.new_empty((p.batch, p.heads, diagonals, 2, block))
+    _launch(
+        kernels.diagonals_kernel, diagonals * p.batch * p.heads, tile,
+        *common, halves, p.group, **p.sizes(tile),
+    )  # fmt: skip
+    # The upper half of a block diagonal is where the lower half of the next one is.
+    sums = halves.new_zeros((p.batch, p.heads, diagonals + 1, block))
+    sums[:, :, :-1] = halves[:, :, :, 0]
+    sums[:, :, 1:] += halves[:, :, :, 1]
+    start = column_blocks * block - p.k_len
+    return _sum_to(sums.flatten(2)[:, :, start : start + entries], table)
+
+
+def _sinks_gradient(rows: Any, direction: Any, sinks: Tensor) -> Tensor:
+    log_weight = sinks.view(-1, 1) - rows.lse
+    weight = torch.where(rows.lse == -torch.inf, 0.0, log_weight.exp())
+    pull = -rows.shift
+    if direction is not None:
+        change = -rows.mean if direction.sinks is None else direction.sinks.view(-1, 1) - rows.mean
+        pull = change * pull - rows.r
+    return (weight * pull).sum((0, 2))
