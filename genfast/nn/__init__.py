@@ -6,6 +6,13 @@ from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
 from genfast.nn.rbm import RBM
+from genfast.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from genfast.nn.vae import Reparameterize
 
 __all__ = [
@@ -15,5 +22,10 @@ __all__ = [
     "MultiheadAttention",
     "RBM",
     "Reparameterize",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "functional",
 ]
