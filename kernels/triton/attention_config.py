@@ -30,7 +30,7 @@ _FLOAT32 = {
     "backward_keys": (T(32, 32, 8, 2, 16), T(32, 64, 8, 2, 16), T(16, 32, 8, 2, 16)),
     "backward_queries": (T(64, 32, 8, 2, 16), T(64, 32, 8, 2, 16), T(32, 32, 8, 2, 16)),
     "second_keys": (T(32, 64, 8, 2, 16), T(32, 32, 8, 2, 16), T(16, 32, 8, 2, 16)),
-    "second_queries": (T(64, 32, 8, 2, 16), T(32, 32, 8, 2, 16), T(32, 16, 8, 2, 16)),
+    "second_queries": (T(64, 32, 8, 2, 16), T(32, 32, 8, 2, 16), T(32, 32, 8, 1, 16)),
     "parameters": (T(64, 64, 8, 1, 16),) * 3,
     "parameters_second": (T(64, 64, 8, 1, 16),) * 3,
 }
@@ -61,7 +61,7 @@ _HALF = {
         "second_queries": (T(128, 64, 8, 2), T(128, 32, 8, 2), T(32, 32, 8, 2, 64)),
     },
     100: {
-        "forward": (T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 64, 8, 2)),
+        "forward": (T(128, 128, 8, 3), T(128, 64, 8, 3), T(128, 32, 8, 2)),
         "tangent": (T(128, 64, 8, 3), T(128, 64, 8, 2), T(32, 32, 4, 2)),
         "backward_keys": (T(64, 128, 8, 2), T(64, 64, 8, 2), T(32, 32, 8, 1)),
         "backward_queries": (T(128, 128, 8, 2), T(128, 64, 8, 2), T(64, 32, 8, 2)),
@@ -72,7 +72,7 @@ _HALF = {
 for _tiles in _HALF.values():
     _tiles["parameters"] = _tiles["parameters_second"] = (T(64, 64, 8, 2, 64),) * 3
 
-ROWS = Tile(32, 0, 4, 1)  # rows_kernel
+ROWS = Tile(16, 0, 4, 1)  # rows_kernel
 ENTRIES = 64  # of a table, a program of entries_kernel
 
 

@@ -66,7 +66,7 @@ def compile_variants(module: str, capability: int, wanted: str, cache: pathlib.P
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
 @pytest.mark.parametrize("module", MODULES)
 def test_compiles_without_spills(module, capability, tmp_path):
     variants = compile_variants(module, capability, "" if capability == 90 else "fp32.*aligned", tmp_path)

@@ -19,8 +19,6 @@ import triton.language as tl
 if not triton.knobs.runtime.interpret:
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
-from triton.runtime import interpreter
-
 from genfast.kernels.triton import _attention_tiles as tiles
 from genfast.kernels.triton import attention_config as config
 from genfast.launch import _attention_triton as launch
@@ -80,28 +78,6 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: poison(new_empty(self, *a, **k)))
     monkeypatch.setattr(config, "tile", lambda *_: config.Tile(16, 16, 4, 2))
     monkeypatch.setattr(config, "ENTRIES", 16)
-
-
-@pytest.fixture(autouse=True)
-def patched_once(monkeypatch):
-    """The interpreter replaces what triton.language holds at every call of a device function; here once a launch."""
-    patch, patched = interpreter._patch_lang, set()
-
-    class Nothing:
-        def restore(self):
-            pass
-
-    def once(fn):
-        modules = frozenset(id(x) for x in fn.__globals__.values() if x is tl or x is tl.core)
-        if modules in patched:
-            return Nothing()
-        scope = patch(fn)
-        restore = scope.restore
-        scope.restore = lambda: (patched.clear(), restore())
-        patched.add(modules)
-        return scope
-
-    monkeypatch.setattr(interpreter, "_patch_lang", once)
 
 
 def problem(case: Case) -> Problem:
