@@ -363,16 +363,17 @@ def _table_gradient(p: _Problem, dout: Any, rows: Any, direction: Any, table: Te
 
     if p.q_len == 0 or p.k_len == 0:
         return torch.zeros_like(table)
-    tile = _parameter_tile(p, direction)
     entries = table.shape[2]
     common = (p.q, p.k, p.v, dout, p.scores, direction, rows)
     if p.scores.q_index is not None:
+        tile = _tile("entries", p)
         sums = rows.lse.new_empty((p.batch, p.heads, entries))
         _launch(
             kernels.entries_kernel, _blocks(entries, config.ENTRIES) * p.batch * p.heads, tile,
             *common, sums, entries, p.group, **p.sizes(tile), E=config.ENTRIES,
         )  # fmt: skip
         return _sum_to(sums, table)
+    tile = _parameter_tile(p, direction)
     block = tile.keys
     tile = tile._replace(queries=block)
     column_blocks = _blocks(p.k_len, block)

@@ -33,6 +33,7 @@ _FLOAT32 = {
     "second_queries": (T(64, 32, 8, 2, 16), T(32, 32, 8, 2, 16), T(32, 32, 8, 1, 16)),
     "parameters": (T(64, 64, 8, 1, 16),) * 3,
     "parameters_second": (T(64, 64, 8, 1, 16),) * 3,
+    "entries": (T(64, 64, 8, 1, 16),) * 3,
 }
 # bfloat16 and float16.
 _HALF = {
@@ -70,7 +71,9 @@ _HALF = {
     },
 }
 for _tiles in _HALF.values():
-    _tiles["parameters"] = _tiles["parameters_second"] = (T(64, 64, 8, 2, 64),) * 3
+    _tiles["parameters"], _tiles["parameters_second"] = (T(64, 64, 8, 2, 64),) * 3, (T(64, 32, 8, 2, 64),) * 3
+    _tiles["entries"] = (T(64, 32, 8, 1, 32),) * 3
+_HALF[86]["parameters"] = _HALF[86]["parameters_second"]
 
 ROWS = Tile(16, 0, 4, 1)  # rows_kernel
 ENTRIES = 64  # of a table, a program of entries_kernel
