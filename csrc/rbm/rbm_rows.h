@@ -39,6 +39,7 @@ struct RbmRows {
   float* mean;  // mean given x, times mean_scale: a tile's columns of a row lie together, as product.h's Right has them
   int64_t mean_stride, mean_panel_stride;
   float mean_scale;
+  bool state_as_mean;     // the states, times mean_scale, take the place of the means
   double* log_partition;  // [rows], sum over units of the log of the sum over states of e^(-beta E)
   // Bernoulli: [rows], log_partition minus what it would be at the inverse temperature last_beta.
   double* log_partition_change;

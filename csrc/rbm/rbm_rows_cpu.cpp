@@ -190,6 +190,7 @@ struct Conditional {
       args.squared_error[row] = column == 0 ? sum : args.squared_error[row] + sum;
     }
     if (args.mean != nullptr) {
+      if (args.state_as_mean) means = args.state + row * args.state_stride + column;
       float* out = args.mean + row * args.mean_stride + column / gemm::kTileColumns * args.mean_panel_stride;
       const VecF scale = broadcast(args.mean_scale);
       for (int64_t i = 0; i < count; i += gemm::kTileColumns, out += args.mean_panel_stride) {

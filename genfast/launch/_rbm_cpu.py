@@ -134,9 +134,9 @@ def cd(
         parameters.view, DTYPE_CODES[v.dtype], v.data_ptr(), v.shape[0],
         0 if start is None else DTYPE_CODES[start.dtype],
         pointer(start), count, pointer(visible_offset), pointer(hidden_offset), int(seed) & 0xFFFFFFFFFFFFFFFF, k,
-        chain_offset, step, pointer(dW), db.data_ptr(), dc.data_ptr(), moved.data_ptr(), statistics.data_ptr(),
-        hidden_mean.data_ptr(), 0 if descent is None else W.data_ptr(), pointer(velocity), *rates,
-        torch.get_num_threads(),
+        chain_offset, step, sample_hidden, pointer(dW), db.data_ptr(), dc.data_ptr(), moved.data_ptr(),
+        statistics.data_ptr(), hidden_mean.data_ptr(), 0 if descent is None else W.data_ptr(), pointer(velocity),
+        *rates, torch.get_num_threads(),
     ))  # fmt: skip
     if hidden_offset is not None:
         assert dW is not None

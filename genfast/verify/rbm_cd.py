@@ -149,11 +149,6 @@ def _binary(c: Context, rows: int, units: int, dtype: torch.dtype) -> Tensor:
     return (c.normal(rows, units) > 0).to(dtype)
 
 
-def _samples(c: Context) -> bool:
-    """Whether the backend takes ``sample_hidden``."""
-    return c.backend != "cpp"
-
-
 def gradients(c: Context) -> None:
     """CD and PCD over shapes, dtypes, precisions, samples or means."""
     for turn, (rows, count, V, H) in enumerate(SHAPES[c.size_class]):
@@ -162,10 +157,9 @@ def gradients(c: Context) -> None:
             v = _binary(c, rows, V, (dtype, torch.uint8, torch.bool)[turn % 3])
             start = _binary(c, count, V, (dtype, torch.uint8)[turn % 2])
             for k, chains, samples in ((1, None, False), (2, None, True), (1, start, False), (2, start, True)):
-                samples = samples and _samples(c)
                 precision = PRECISIONS[(turn + k) % 3]
                 _check(c, v, m, _Options(k, samples, precision, row=turn, step=7 * turn), chains)
-            _check(c, v, m, _Options(0, turn % 2 == 0 and _samples(c)), start)
+            _check(c, v, m, _Options(0, turn % 2 == 0), start)
 
 
 def gradient_units(c: Context) -> None:
@@ -180,7 +174,7 @@ def gradient_units(c: Context) -> None:
         ):
             m = m._replace(W=m.W * 0.5)
             v = c.normal(20, 9, dtype=dtype) if m.visible == "gaussian" else _binary(c, 20, 9, dtype)
-            for samples in (False, True)[: 2 if _samples(c) else 1]:
+            for samples in (False, True):
                 _check(c, v, m, _Options(1, samples))
                 _check(c, v, m, _Options(2, samples), v[:13].flip(1))
 
