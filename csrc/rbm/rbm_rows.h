@@ -7,7 +7,7 @@
 
 namespace genfast {
 
-enum class UnitKind : int32_t { kBernoulli = 0, kGaussian = 1, kSoftmax = 2 };
+enum class UnitKind : int32_t { kBernoulli = 0, kGaussian = 1, kSoftmax = 2, kRelu = 3 };
 
 // How the units of one side are drawn, given the other side.
 struct RbmSide {
@@ -16,7 +16,7 @@ struct RbmSide {
   int64_t units, depth;    // N units here, K units on the other side
   bool rounded;            // states of the other side, to bfloat16 (the panels are already)
   int parts;               // of the panels: Pack::parts()
-  DType state_dtype;       // Gaussian states are rounded to this type
+  DType state_dtype;       // real states are rounded to this type
   const float* panels;     // weights [depth, units], packed (common/gemm/pack.h)
   const float* bias;       // [units], padded with zeros to whole tiles
   const float* deviation;  // sigma [units], padded likewise, or null: 1

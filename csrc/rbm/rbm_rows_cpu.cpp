@@ -3,12 +3,11 @@
 #include "common/gemm/product.h"
 #include "common/vec_math.h"
 #include "rbm/rbm_rows.h"
+#include "rbm/truncated_normal.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
 namespace {
-
-constexpr float kHalfLog2Pi = 0.918938533f;
 
 // A lambda is called for whole vectors and once for the rest: out of line it would load its constants every time.
 #define GENFAST_FLATTEN __attribute__((always_inline))
@@ -60,6 +59,8 @@ struct Conditional {
     switch (args.side->kind) {
       case UnitKind::kGaussian:
         return gaussian(row, column, count, values, beta);
+      case UnitKind::kRelu:
+        return relu(row, column, count, values, beta);
       case UnitKind::kSoftmax:
         return softmax(row, count, values, beta);
       default:
@@ -126,6 +127,38 @@ struct Conditional {
         }
         store_float(state + i, drawn);
       }
+    } else {
+      for (int64_t i = 0; i < count; i += kWidth) {
+        nan = either(nan, is_nan(load_float(values + i) * broadcast(0.0f)));
+      }
+    }
+    finish(row, column, count, values);
+  }
+
+  void relu(int64_t row, int64_t column, int64_t count, float* values, float beta) {
+    const float root = sqrtf(beta);
+    const VecF scale = broadcast(root), unscale = broadcast(1.0f / root), zero = broadcast(0.0f);
+    if (args.log_partition != nullptr) {
+      double sum = sum_over(count, [&](int64_t i) GENFAST_FLATTEN {
+        return genfast::GENFAST_ISA::log_partition(truncated_normal(load_float(values + i) * scale));
+      });
+      sum -= 0.5 * static_cast<double>(count) * static_cast<double>(logf(beta));
+      args.log_partition[row] = column == 0 ? sum : args.log_partition[row] + sum;
+    }
+    if (args.state == nullptr && args.mean == nullptr && args.squared_error == nullptr) return;
+    if (args.state != nullptr) {
+      fill_rbm_uniforms(room, static_cast<uint32_t>(column / 4), count, chain(row), args.step, keys);
+    }
+    float* state = args.state == nullptr ? nullptr : args.state + row * args.state_stride + column;
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const TruncatedNormal unit = truncated_normal(load_float(values + i) * scale);
+      VecF drawn = mean(unit) * unscale;
+      store_float(values + i, drawn);
+      if (state != nullptr) {
+        drawn = rounded(sample(unit, load_float(room + i)) * unscale);
+        store_float(state + i, drawn);
+      }
+      nan = either(nan, is_nan(drawn * zero));  // infinity times zero is NaN
     }
     finish(row, column, count, values);
   }

@@ -8,7 +8,7 @@ import torch
 
 from genfast._native import DTYPE_CODES, C
 from genfast.launch._common import pointer
-from genfast.ops._rbm_units import GAUSSIAN, RELU, Units, parse_units
+from genfast.ops._rbm_units import GAUSSIAN, Units, parse_units
 
 __all__ = ["ais", "cd", "free_energy", "gibbs", "half_step", "supports"]
 
@@ -17,13 +17,9 @@ Tensor = torch.Tensor
 _BERNOULLI = Units(0, 1)
 
 
-def supports(W: Tensor, *units: str) -> str | None:
-    """Why the C++ kernels do not run these units with these weights."""
-    if W.dtype == torch.float64:
-        return "float64 runs on the reference backend"
-    if "relu" in units:
-        return "relu units run on the reference backend"
-    return None
+def supports(states: Tensor | None, W: Tensor, *rest: Any) -> str | None:
+    """Why the C++ kernels do not run a call of an op of RBMs with these arguments."""
+    return "float64 runs on the reference backend" if W.dtype == torch.float64 else None
 
 
 def _units(argument: str, name: str, count: int) -> Units:
@@ -54,7 +50,6 @@ class _Parameters:
     ) -> None:  # fmt: skip
         V, H = W.shape
         visible_units, hidden_units = _units("visible", visible, V), _units("hidden", hidden, H)
-        assert hidden_units.kind != RELU
         W = W if W.is_contiguous() else W.contiguous()
         inverse = deviation = None
         if visible_units.kind == GAUSSIAN:

@@ -133,10 +133,6 @@ def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
     return gpu_obstacle(W, rest[8:10])
 
 
-def _cpp_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
-    return cpu.supports(W, rest[9])
-
-
 _op = Op(
     "rbm_cd(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? chains, Tensor? logvar, Tensor? visible_offset, "
     "Tensor? hidden_offset, Tensor seed, int k, str visible, str hidden, str precision, bool sample_hidden, "
@@ -145,7 +141,7 @@ _op = Op(
     {
         "cuda": Backend(cuda.cd, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
-        "cpp": Backend(cpu.cd, _cpp_supports),
+        "cpp": Backend(cpu.cd, cpu.supports),
         "reference": Backend(reference),
     },
     _fake,

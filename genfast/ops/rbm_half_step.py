@@ -101,10 +101,6 @@ def _gpu_supports(x: Tensor, W: Tensor, *rest: Any) -> str | None:
     return gpu_obstacle(W, (rest[5],), rest[9])
 
 
-def _cpp_supports(x, W, bias, logvar, beta, seed, up, units, *rest):  # type: ignore[no-untyped-def]
-    return cpu.supports(W, units)
-
-
 _op = Op(
     "rbm_half_step(Tensor x, Tensor W, Tensor? bias, Tensor? logvar, Tensor? beta, Tensor seed, bool up, str units, "
     "str precision, SymInt chain_offset, SymInt step, ScalarType sample_dtype, bool return_mean) "
@@ -112,7 +108,7 @@ _op = Op(
     {
         "cuda": Backend(cuda.half_step, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
-        "cpp": Backend(cpu.half_step, _cpp_supports),
+        "cpp": Backend(cpu.half_step, cpu.supports),
         "reference": Backend(reference),
     },
     _fake,

@@ -12,13 +12,10 @@ namespace {
 constexpr uint64_t kSeed = 0x8000000000000007ull;
 constexpr int64_t kOffset = (1ll << 31) + 5;
 
-// Units whose states are real numbers: noise and sums round; else states are exact.
-double state_bound(UnitKind kind, double exact) {
-  return kind == UnitKind::kGaussian ? 1e-5 * (1.0 + std::fabs(exact)) : 0.0;
-}
+double state_bound(UnitKind kind, double exact) { return is_real(kind) ? 1e-5 * (1.0 + std::fabs(exact)) : 0.0; }
 
 double mean_bound(DType dtype, UnitKind kind, double exact) {
-  const double size = kind == UnitKind::kGaussian ? 4.0 + std::fabs(exact) : 1.0;
+  const double size = is_real(kind) ? 4.0 + std::fabs(exact) : 1.0;
   return rounding_of(dtype) * std::fabs(exact) + 3e-6 * size;
 }
 
@@ -52,11 +49,11 @@ TEST(rbm_half_step_values) {
       for (const bool up : {true, false}) {
         for (int64_t rows : {1, 5, 45}) {
           const std::vector<double> states = model.states(rows, !up, 3);
-          const bool real = model.kind(!up) == UnitKind::kGaussian;
+          const bool real = is_real(model.kind(!up));
           const DType state_dtype = real || rows == 5 ? DType::kFloat32 : rows == 1 ? DType::kUInt8 : DType::kBFloat16;
-          const DType sample_dtype = model.kind(up) == UnitKind::kGaussian ? DType::kFloat32
-                                     : rows == 5                           ? DType::kUInt8
-                                                                           : DType::kFloat16;
+          const DType sample_dtype = is_real(model.kind(up)) ? DType::kFloat32
+                                     : rows == 5             ? DType::kUInt8
+                                                             : DType::kFloat16;
           const std::vector<float> beta = betas(rows == 1 ? 0 : rows == 5 ? 1 : rows);
           Array x(state_dtype, states);
           HalfStep found = half_step(model, up, state_dtype, x, rows, beta, sample_dtype, 1);

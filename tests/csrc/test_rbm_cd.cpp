@@ -161,7 +161,7 @@ TEST(rbm_cd_values) {
       for_each_isa([&](const genfast::Probe&, const char* isa) {
         const Found found = run_cd(model, in, seed, 1);
         CHECK(!found.bad && found == run_cd(model, in, seed, 3), "%s %s threads", isa, shape.name().c_str());
-        const bool real = shape.visible_kind == UnitKind::kGaussian || shape.hidden_kind == UnitKind::kGaussian;
+        const bool real = is_real(shape.visible_kind) || is_real(shape.hidden_kind);
         const auto compare = [&](const char* what, const Array& values, const std::vector<double>& truth, double bound,
                                  const std::vector<double>* sizes) {
           CHECK(values.guards_hold(), "%s", what);

@@ -75,7 +75,9 @@ def check(result, model, data, precision="fp32", *, positive=None, negative=None
     negative = hidden_means(model, chains, precision) if negative is None else negative.double()
     expected = explicit_gradients(model, data, positive, chains, negative, *offsets)
     # Weights in half precision leave open whether continuous states enter the gradient before or after rounding.
-    continuous = "gaussian" in (model.visible, model.hidden) or bool(((data != 0) & (data != 1)).any())
+    continuous = not {"gaussian", "relu"}.isdisjoint((model.visible, model.hidden)) or bool(
+        ((data != 0) & (data != 1)).any()
+    )
     slack = EPS[dtype] if continuous and dtype in (torch.bfloat16, torch.float16) else 0.0
     d, m, p, n = ((t.double() / s).abs() for t, s in zip(
         (data, chains, positive, negative), (model.variance, model.variance, 1, 1), strict=True
@@ -390,13 +392,15 @@ def test_nan_and_infinity_are_refused(backend, isa, dtype):
 
 
 @pytest.mark.parametrize("place", ["W", "c"])
-@pytest.mark.parametrize(("backend", "isa"), backends(OP), indirect=["isa"])
-def test_nan_parameters_are_refused_without_a_step_too(backend, isa, place):
+@pytest.mark.parametrize(
+    ("backend", "isa", "hidden"), backends(OP, ["bernoulli", "gaussian", "softmax:3", "relu"]), indirect=["isa"]
+)
+def test_nan_parameters_are_refused_without_a_step_too(backend, isa, hidden, place):
     model = make(4, 3)
     changed = {"W": model.W.clone(), "c": model.c.clone()}
     changed[place].view(-1)[-1] = math.nan
     with genfast.use_backend(backend), pytest.raises(ValueError, match="rbm_cd: NaN or infinity"):
-        ops.rbm_cd(torch.ones(2, 4), changed["W"], model.b, changed["c"], chains=torch.ones(2, 4), k=0)
+        ops.rbm_cd(torch.ones(2, 4), changed["W"], model.b, changed["c"], hidden=hidden, chains=torch.ones(2, 4), k=0)
 
 
 V = torch.zeros(2, 4)
