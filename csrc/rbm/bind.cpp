@@ -49,10 +49,11 @@ void bind_rbm(pybind11::module_& cpu) {
       "rbm_half_step",
       [](const RbmParameters& parameters, bool up, int state_dtype, uintptr_t x, int64_t rows, uintptr_t beta,
          int64_t beta_count, uint64_t seed, int64_t chain_offset, int64_t step, int sample_dtype, uintptr_t sample,
-         uintptr_t mean, int threads) {
+         uintptr_t mean, bool x_packed, bool sample_packed, int threads) {
         return cpu::rbm_half_step(
             {parameters, up, static_cast<DType>(state_dtype), pointer(x), rows, pointer<const float>(beta), beta_count,
-             seed, chain_offset, step, static_cast<DType>(sample_dtype), pointer(sample), pointer(mean)},
+             seed, chain_offset, step, static_cast<DType>(sample_dtype), pointer(sample), pointer(mean), x_packed,
+             sample_packed},
             threads);
       },
       release);

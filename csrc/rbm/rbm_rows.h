@@ -64,4 +64,11 @@ GENFAST_DECLARE_PER_ISA(void, rbm_store_rows,
                         (DType dtype, const float* from, int64_t from_stride, void* to, int64_t to_stride, int64_t rows,
                          int64_t columns))
 
+// Likewise between float32 buffers and 0/1 states as bits, rows of (columns + 7) / 8 bytes: column 8 i + j is bit j of
+// byte i, and unused bits are stored as zeros.
+GENFAST_DECLARE_PER_ISA(void, rbm_load_bits,
+                        (const uint8_t* from, float* to, int64_t to_stride, int64_t rows, int64_t columns))
+GENFAST_DECLARE_PER_ISA(void, rbm_store_bits,
+                        (const float* from, int64_t from_stride, uint8_t* to, int64_t rows, int64_t columns))
+
 }  // namespace genfast

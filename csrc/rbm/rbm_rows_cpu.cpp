@@ -273,6 +273,17 @@ void store_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride
   }
 }
 
+void states_of(uint8_t byte, float* states) {
+  for (int j = 0; j < 8; ++j) states[j] = static_cast<float>(byte >> j & 1);
+}
+
+uint8_t byte_of(const float* states) {
+  uint32_t lanes[8], byte = 0;
+  memcpy(lanes, states, sizeof lanes);
+  for (int j = 0; j < 8; ++j) byte |= (lanes[j] >> 23 & 1u) << j;  // a bit of 1.0f's exponent
+  return static_cast<uint8_t>(byte);
+}
+
 }  // namespace
 
 int64_t rbm_rows_scratch(const RbmSide& side, int64_t rows) {
@@ -336,6 +347,28 @@ void rbm_store_rows(DType dtype, const float* from, int64_t from_stride, void* t
         }
       }
     }
+  }
+}
+
+void rbm_load_bits(const uint8_t* from, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r, to += to_stride) {
+    int64_t i = 0;
+    for (; i + 8 <= columns; i += 8) states_of(*from++, to + i);
+    if (i == columns) continue;
+    float rest[8];
+    states_of(*from++, rest);
+    memcpy(to + i, rest, sizeof(float) * static_cast<size_t>(columns - i));
+  }
+}
+
+void rbm_store_bits(const float* from, int64_t from_stride, uint8_t* to, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r, from += from_stride) {
+    int64_t i = 0;
+    for (; i + 8 <= columns; i += 8) *to++ = byte_of(from + i);
+    if (i == columns) continue;
+    float rest[8] = {};
+    memcpy(rest, from + i, sizeof(float) * static_cast<size_t>(columns - i));
+    *to++ = byte_of(rest);
   }
 }
 

@@ -70,21 +70,25 @@ def _refuse(op: str, bad: bool) -> None:
         raise ValueError(f"{op}: NaN or infinity in the states, the weights or the biases")
 
 
-def half_step(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset, step, sample_dtype, return_mean):  # type: ignore[no-untyped-def]
+def half_step(
+    x: Tensor, W: Tensor, bias: Tensor | None, logvar: Tensor | None, beta: Tensor | None, seed: Tensor, up: bool,
+    units: str, precision: str, chain_offset: int, step: int, sample_dtype: torch.dtype, return_mean: bool,
+    x_packed: bool, out_packed: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     # Log variances of the visible units matter to both directions.
     visible = "gaussian" if logvar is not None or (units == "gaussian" and not up) else units if not up else "bernoulli"
     parameters = _Parameters(
         W, None if up else bias, bias if up else None, logvar, visible, units if up else "bernoulli", precision
     )
     x, beta = _states(x), _float(beta)
-    shape = (x.shape[0], W.shape[1 if up else 0])
+    rows, count = x.shape[0], W.shape[1 if up else 0]
     drawn = torch.float32 if sample_dtype is torch.float64 else sample_dtype
-    state = torch.empty(shape, dtype=drawn)
-    mean = torch.empty(shape, dtype=W.dtype) if return_mean else None
+    state = torch.empty((rows, (count + 7) // 8 if out_packed else count), dtype=drawn)
+    mean = torch.empty((rows, count), dtype=W.dtype) if return_mean else None
     _refuse("rbm_half_step", C.cpu.rbm_half_step(
-        parameters.view, up, DTYPE_CODES[x.dtype], x.data_ptr(), shape[0], pointer(beta),
+        parameters.view, up, DTYPE_CODES[x.dtype], x.data_ptr(), rows, pointer(beta),
         0 if beta is None else beta.shape[0], int(seed) & 0xFFFFFFFFFFFFFFFF, chain_offset, step, DTYPE_CODES[drawn],
-        state.data_ptr(), pointer(mean), torch.get_num_threads(),
+        state.data_ptr(), pointer(mean), x_packed, out_packed, torch.get_num_threads(),
     ))  # fmt: skip
     return state.to(sample_dtype), mean
 

@@ -248,6 +248,22 @@ def temperatures(c: Context) -> None:
         c.record.options.add("beta")
 
 
+def packed(c: Context) -> None:
+    """States as bits, given and drawn: the same draws."""
+    for dtype in dtypes(c, main=True):
+        for rows, given, drawn in ((5, 20, 13), (17, 8, 64)):
+            m, seed = fitting(c, dtype, given, drawn), c.new_seed()
+            x = _states(c, rows, given, torch.bool)
+            state = ops.rbm_half_step(x, m.W, m.c, seed=seed, out_dtype=torch.uint8)
+            assert isinstance(state, Tensor)
+            for bits, x_packed in ((x, False), (ops.pack_bits(x), True)):
+                got = ops.rbm_half_step(bits, m.W, m.c, seed=seed, x_packed=x_packed, out_packed=True)
+                assert isinstance(got, Tensor)
+                c.require(got.shape == (rows, (drawn + 7) // 8), f"{drawn} states as bits are {tuple(got.shape)}")
+                c.same_bits("states as bits", ops.unpack_bits(got, drawn), state, f"{dtype}, x packed: {x_packed}")
+            c.ran(dtype, (rows, given, drawn), "packed")
+
+
 def chains(c: Context) -> None:
     """Chains that pass their offset draw what the whole draws; chain and step numbers up to 2^32 - 1."""
     for dtype in dtypes(c, main=True):
@@ -406,6 +422,7 @@ CHECKS = (
     Check("precisions", precisions),
     Check("units", units),
     Check("temperatures", temperatures),
+    Check("packed", packed),
     Check("chains", chains),
     Check("layouts", layouts),
     Check("extremes", extremes),

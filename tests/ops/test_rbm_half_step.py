@@ -384,9 +384,10 @@ def test_opcheck_compile_and_vmap():
     W, b, c, logvar, *_ = make(4, 6, "gaussian")
     op = torch.ops.genfast.rbm_half_step.default
     x, seed, beta = states(5, 4), torch.tensor(1), torch.rand(5)
-    opcheck(op, (x, W, c, None, None, seed, True, "bernoulli", "fp32", 0, 0, torch.uint8, True))
-    opcheck(op, (x, W, c, logvar, beta, seed, True, "softmax:3", "split", 3, 7, torch.float32, False))
-    opcheck(op, (states(5, 6), W, b, logvar, beta[:1], seed, False, "gaussian", "bf16", 0, 1, torch.float32, True))
+    opcheck(op, (x, W, c, None, None, seed, True, "bernoulli", "fp32", 0, 0, torch.uint8, True, False, False))
+    opcheck(op, (x, W, c, logvar, beta, seed, True, "softmax:3", "split", 3, 7, torch.float32, False, False, False))
+    down = states(5, 6), W, b, logvar, beta[:1], seed, False
+    opcheck(op, (*down, "gaussian", "bf16", 0, 1, torch.float32, True, False, False))
 
     def call(x, W, c):
         return ops.rbm_half_step(x, W, c, seed=1, step=2, precision="split", out_dtype=torch.bool, return_mean=True)
