@@ -18,7 +18,7 @@ from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, ch
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
-STEMS = ("reparameterize", "bernoulli_sample", "rbm_half_step", "rbm_free_energy", *ATTENTION)
+STEMS = ("reparameterize", "bernoulli_sample", "rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy", *ATTENTION)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 

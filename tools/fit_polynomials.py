@@ -1,13 +1,16 @@
-"""Fit the polynomials of ``csrc/common/poly.h`` and print them as C++ constants with their errors.
+"""Fit the polynomials of the kernels and print them as C++ constants with their errors.
+
+They are in ``csrc/common/poly.h``, ``kHazard`` in ``csrc/rbm/truncated_normal.h``.
 
 Each polynomial is fitted here in float64 by iteratively reweighted least squares on Chebyshev nodes (close to minimax),
 its coefficients rounded to float32, and its error measured with float32 Horner arithmetic. Run it to check or to change
-a degree: ``python tools/fit_polynomials.py``. Triton keeps the same numbers in ``kernels/triton/noise.py``; a test
-compares the two.
+a degree: ``python tools/fit_polynomials.py``. Triton keeps the numbers of ``poly.h`` in ``kernels/triton/noise.py``; a
+test compares the two.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -83,6 +86,23 @@ def main() -> None:
 
     expm1mx = fit(residual, lambda x: 1 / residual(x), -1.0, 1.0, 8)
     report("kExpm1MinusX", expm1mx, lambda x, c: x * x * horner(x, c), lambda x: x**2 * residual(x), -1.0, 1.0)
+
+    # The standard normal's hazard beyond t: z P(z - 1/2), z = 3 / (t + 3)
+    def excess(t: Array) -> Array:
+        tail = np.zeros_like(t)
+        for n in range(200, 0, -1):  # the continued fraction, for large t
+            tail = n / (t + tail)
+        erfc = np.vectorize(math.erfc, otypes=[float])(np.minimum(t, 5.0) * math.sqrt(0.5))
+        hazard = np.exp(-0.5 * t * t) * math.sqrt(2.0 / math.pi) / erfc
+        return np.where(t < 5.0, hazard - t, tail)
+
+    def of_x(x: Array) -> Array:
+        return excess(3.0 * (0.5 - x) / (x + 0.5))
+
+    low = -0.5 + 1e-6
+    hazard = fit(lambda x: of_x(x) / (x + 0.5), lambda x: (x + 0.5) / of_x(x), low, 0.5, 11)
+    half_ = np.float32(0.5)
+    report("kHazard", hazard, lambda x, c: (x + half_) * horner(x, c), of_x, low, 0.5)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,16 @@ GENFAST_INLINE VecF half_expm1(VecF x, VecF half_exp) {
   return select(less(abs(x), broadcast(1.0f)), near, half_exp - half);
 }
 
+// The natural logarithm of a positive normal number; NaN and infinity give NaN.
+GENFAST_INLINE VecF log(VecF x) {
+  // Exponent in place, mantissa in [sqrt(1/2), sqrt(2)).
+  const VecU bits = as_uint(x), field = broadcast(uint32_t{0xFF800000});
+  const VecU exponent = bit_and(sub(bits, broadcast(uint32_t{0x3F3504F3})), field);
+  const VecF s = as_float(sub(bits, exponent)) - broadcast(1.0f);
+  const VecF e = fma(float_from_int(exponent), broadcast(1.1920928955078125e-7f), x - x);
+  return fma(e, broadcast(poly::kLn2), fma(s * s, fma(s, horner(s, poly::kLog1p), broadcast(-0.5f)), s));
+}
+
 // 1 / (1 + e^-x); exactly zero below -87.33, where p turns subnormal; NaN stays.
 GENFAST_INLINE VecF sigmoid(VecF x) {
   const VecF one = broadcast(1.0f);

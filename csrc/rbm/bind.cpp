@@ -49,10 +49,11 @@ void bind_rbm(pybind11::module_& cpu) {
       "rbm_half_step",
       [](const RbmParameters& parameters, bool up, int state_dtype, uintptr_t x, int64_t rows, uintptr_t beta,
          int64_t beta_count, uint64_t seed, int64_t chain_offset, int64_t step, int sample_dtype, uintptr_t sample,
-         uintptr_t mean, int threads) {
+         uintptr_t mean, bool x_packed, bool sample_packed, int threads) {
         return cpu::rbm_half_step(
             {parameters, up, static_cast<DType>(state_dtype), pointer(x), rows, pointer<const float>(beta), beta_count,
-             seed, chain_offset, step, static_cast<DType>(sample_dtype), pointer(sample), pointer(mean)},
+             seed, chain_offset, step, static_cast<DType>(sample_dtype), pointer(sample), pointer(mean), x_packed,
+             sample_packed},
             threads);
       },
       release);
@@ -78,9 +79,9 @@ void bind_rbm(pybind11::module_& cpu) {
       "rbm_cd",
       [](const RbmParameters& parameters, int v_dtype, uintptr_t v, int64_t rows, int chains_dtype, uintptr_t chains,
          int64_t chain_count, uintptr_t visible_offset, uintptr_t hidden_offset, uint64_t seed, int64_t k,
-         int64_t chain_offset, int64_t step, uintptr_t dW, uintptr_t db, uintptr_t dc, uintptr_t moved,
-         uintptr_t statistics, uintptr_t hidden_mean, uintptr_t moving_W, uintptr_t velocity, double rate,
-         double momentum, double weight_decay, int threads) {
+         int64_t chain_offset, int64_t step, bool sample_hidden, uintptr_t dW, uintptr_t db, uintptr_t dc,
+         uintptr_t moved, uintptr_t statistics, uintptr_t hidden_mean, uintptr_t moving_W, uintptr_t velocity,
+         double rate, double momentum, double weight_decay, int threads) {
         const RbmSgd sgd = {static_cast<float>(rate), static_cast<float>(momentum), static_cast<float>(weight_decay),
                             pointer<float>(moving_W), pointer<float>(velocity)};
         return cpu::rbm_cd({parameters,
@@ -96,6 +97,7 @@ void bind_rbm(pybind11::module_& cpu) {
                             k,
                             chain_offset,
                             step,
+                            sample_hidden,
                             pointer<float>(dW),
                             pointer<float>(db),
                             pointer<float>(dc),

@@ -109,25 +109,28 @@ class ContrastiveDivergence {
     return up;
   }
 
-  // The data's hidden means, and where the chains start here the first hidden states.
+  // The data's hidden means or samples; these are the first hidden states where the chains start here, else drawn at
+  // the half-step after those of the chain.
   bool positive(int64_t begin, int64_t rows, float* h, float* room) {
     float* v = data_v_ + begin * v_stride_;
     const char* from = static_cast<const char*>(args_.v) + begin * p_.visible * bytes_of(args_.v_dtype);
     bool bad = GENFAST_FOR_ISA(rbm_load_rows)(args_.v_dtype, from, p_.visible, v, v_stride_, rows, p_.visible);
     RbmRows up = upwards(v, rows, begin);
-    up.step = static_cast<uint32_t>(args_.step);
-    up.state = persistent_ ? nullptr : h;
+    const bool starts_chain = !persistent_ && args_.k > 0;
+    up.step = static_cast<uint32_t>(starts_chain ? args_.step : args_.step + 2 * args_.k + 1);
+    up.state = starts_chain || args_.sample_hidden ? h : nullptr;
     up.state_stride = h_stride_;
     up.mean = data_h_ + begin * tile_;
     up.mean_stride = tile_;
     up.mean_panel_stride = args_.rows * tile_;
     up.mean_scale = -1.0f / static_cast<float>(args_.rows);
+    up.state_as_mean = args_.sample_hidden;
     up.log_partition = partition_ + begin;
     bad |= GENFAST_FOR_ISA(rbm_rows)(up, room);
     return bad;
   }
 
-  // The chain from hidden states h on, and its hidden means.
+  // The chain from hidden states h on, and its hidden means or samples.
   bool negative(int64_t begin, int64_t rows, float* h, float* room) {
     auto* const draw = GENFAST_FOR_ISA(rbm_rows);
     float* v = model_v_ + begin * v_stride_;
@@ -159,10 +162,14 @@ class ContrastiveDivergence {
       }
     }
     RbmRows up = upwards(v, rows, begin);
+    up.step = static_cast<uint32_t>(args_.step + 2 * args_.k);
+    up.state = args_.sample_hidden ? h : nullptr;
+    up.state_stride = h_stride_;
     up.mean = model_h_ + begin * tile_;
     up.mean_stride = tile_;
     up.mean_panel_stride = count_ * tile_;
     up.mean_scale = 1.0f / static_cast<float>(count_);
+    up.state_as_mean = args_.sample_hidden;
     up.log_partition = partition_ + args_.rows + begin;
     bad |= draw(up, room);
     char* out = static_cast<char*>(args_.moved) + begin * p_.visible * bytes_of(p_.dtype);

@@ -18,12 +18,13 @@ struct RbmCd {
   const float* hidden_offset;   // [hidden], or null: 0
   uint64_t seed;
   int64_t k, chain_offset, step;
+  bool sample_hidden;  // the gradient takes the hidden units' samples, not their means
   float* dW;           // [visible, hidden], or null: not wanted
   float* db;           // [visible]; before the correction for hidden_offset
   float* dc;           // [hidden]; before the correction for visible_offset
   void* moved;         // chains after k steps, in W's dtype
   float* statistics;   // [2]: reconstruction error (0 with chains), free-energy gap
-  float* hidden_mean;  // [hidden], over the data
+  float* hidden_mean;  // [hidden], over the data: of the means, or of the samples
   const RbmSgd* sgd;   // moves W once the chains are done, or null
 };
 

@@ -25,6 +25,8 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
   auto* const load = GENFAST_FOR_ISA(rbm_load_rows);
   auto* const store = GENFAST_FOR_ISA(rbm_store_rows);
   auto* const draw = GENFAST_FOR_ISA(rbm_rows);
+  const int64_t x_bytes = args.x_packed ? (depth + 7) / 8 : depth * bytes_of(args.state_dtype);
+  const int64_t sample_bytes = args.sample_packed ? (units + 7) / 8 : units * bytes_of(args.sample_dtype);
   std::atomic<bool> bad{false};
   const int useful = args.rows * units * depth < (1 << 16) ? 1 : threads;
   parallel_slots((args.rows + block_rows - 1) / block_rows, useful, [&](int64_t slot, int64_t first, int64_t last) {
@@ -34,8 +36,12 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
     bool met = false;
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i * block_rows, end = begin + block_rows < args.rows ? begin + block_rows : args.rows;
-      const char* from = static_cast<const char*>(args.x) + begin * depth * bytes_of(args.state_dtype);
-      met |= load(args.state_dtype, from, depth, x, x_stride, end - begin, depth);
+      const char* from = static_cast<const char*>(args.x) + begin * x_bytes;
+      if (args.x_packed) {
+        GENFAST_FOR_ISA(rbm_load_bits)(reinterpret_cast<const uint8_t*>(from), x, x_stride, end - begin, depth);
+      } else {
+        met |= load(args.state_dtype, from, depth, x, x_stride, end - begin, depth);
+      }
       RbmRows rows = {};
       rows.side = &side;
       rows.rows = end - begin;
@@ -53,11 +59,16 @@ bool rbm_half_step(const RbmHalfStep& args, int threads) {
       rows.mean_panel_stride = GENFAST_FOR_ISA(gemm_tile_columns)();
       rows.mean_scale = 1.0f;
       met |= draw(rows, mean + block_rows * stride);
-      const auto out = [&](void* to, DType dtype) { return static_cast<char*>(to) + begin * units * bytes_of(dtype); };
-      if (args.sample != nullptr) {
-        store(args.sample_dtype, state, stride, out(args.sample, args.sample_dtype), units, end - begin, units);
+      const auto out = [&](void* to, int64_t row_bytes) { return static_cast<char*>(to) + begin * row_bytes; };
+      if (args.sample != nullptr && args.sample_packed) {
+        auto* const to = reinterpret_cast<uint8_t*>(out(args.sample, sample_bytes));
+        GENFAST_FOR_ISA(rbm_store_bits)(state, stride, to, end - begin, units);
+      } else if (args.sample != nullptr) {
+        store(args.sample_dtype, state, stride, out(args.sample, sample_bytes), units, end - begin, units);
       }
-      if (args.mean != nullptr) store(p.dtype, mean, stride, out(args.mean, p.dtype), units, end - begin, units);
+      if (args.mean != nullptr) {
+        store(p.dtype, mean, stride, out(args.mean, units * bytes_of(p.dtype)), units, end - begin, units);
+      }
     }
     if (met) bad.store(true, std::memory_order_relaxed);
   });

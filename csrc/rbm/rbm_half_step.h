@@ -16,8 +16,9 @@ struct RbmHalfStep {
   uint64_t seed;
   int64_t chain_offset, step;
   DType sample_dtype;
-  void* sample;  // [rows, units of the drawn side], or null
-  void* mean;    // in W's dtype, or null
+  void* sample;                                  // [rows, units of the drawn side], or null
+  void* mean;                                    // in W's dtype, or null
+  bool x_packed = false, sample_packed = false;  // 0/1 states as bits, rows of whole bytes: see rbm_load_bits
 };
 
 // Free energies of the rows: F = E_v - log sum over h.

@@ -7,7 +7,7 @@
 
 namespace genfast {
 
-enum class UnitKind : int32_t { kBernoulli = 0, kGaussian = 1, kSoftmax = 2 };
+enum class UnitKind : int32_t { kBernoulli = 0, kGaussian = 1, kSoftmax = 2, kRelu = 3 };
 
 // How the units of one side are drawn, given the other side.
 struct RbmSide {
@@ -16,7 +16,7 @@ struct RbmSide {
   int64_t units, depth;    // N units here, K units on the other side
   bool rounded;            // states of the other side, to bfloat16 (the panels are already)
   int parts;               // of the panels: Pack::parts()
-  DType state_dtype;       // Gaussian states are rounded to this type
+  DType state_dtype;       // real states are rounded to this type
   const float* panels;     // weights [depth, units], packed (common/gemm/pack.h)
   const float* bias;       // [units], padded with zeros to whole tiles
   const float* deviation;  // sigma [units], padded likewise, or null: 1
@@ -39,6 +39,7 @@ struct RbmRows {
   float* mean;  // mean given x, times mean_scale: a tile's columns of a row lie together, as product.h's Right has them
   int64_t mean_stride, mean_panel_stride;
   float mean_scale;
+  bool state_as_mean;     // the states, times mean_scale, take the place of the means
   double* log_partition;  // [rows], sum over units of the log of the sum over states of e^(-beta E)
   // Bernoulli: [rows], log_partition minus what it would be at the inverse temperature last_beta.
   double* log_partition_change;
@@ -62,5 +63,12 @@ GENFAST_DECLARE_PER_ISA(bool, rbm_load_rows,
 GENFAST_DECLARE_PER_ISA(void, rbm_store_rows,
                         (DType dtype, const float* from, int64_t from_stride, void* to, int64_t to_stride, int64_t rows,
                          int64_t columns))
+
+// Likewise between float32 buffers and 0/1 states as bits, rows of (columns + 7) / 8 bytes: column 8 i + j is bit j of
+// byte i, and unused bits are stored as zeros.
+GENFAST_DECLARE_PER_ISA(void, rbm_load_bits,
+                        (const uint8_t* from, float* to, int64_t to_stride, int64_t rows, int64_t columns))
+GENFAST_DECLARE_PER_ISA(void, rbm_store_bits,
+                        (const float* from, int64_t from_stride, uint8_t* to, int64_t rows, int64_t columns))
 
 }  // namespace genfast

@@ -3,12 +3,11 @@
 #include "common/gemm/product.h"
 #include "common/vec_math.h"
 #include "rbm/rbm_rows.h"
+#include "rbm/truncated_normal.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
 namespace {
-
-constexpr float kHalfLog2Pi = 0.918938533f;
 
 // A lambda is called for whole vectors and once for the rest: out of line it would load its constants every time.
 #define GENFAST_FLATTEN __attribute__((always_inline))
@@ -60,6 +59,8 @@ struct Conditional {
     switch (args.side->kind) {
       case UnitKind::kGaussian:
         return gaussian(row, column, count, values, beta);
+      case UnitKind::kRelu:
+        return relu(row, column, count, values, beta);
       case UnitKind::kSoftmax:
         return softmax(row, count, values, beta);
       default:
@@ -126,6 +127,38 @@ struct Conditional {
         }
         store_float(state + i, drawn);
       }
+    } else {
+      for (int64_t i = 0; i < count; i += kWidth) {
+        nan = either(nan, is_nan(load_float(values + i) * broadcast(0.0f)));
+      }
+    }
+    finish(row, column, count, values);
+  }
+
+  void relu(int64_t row, int64_t column, int64_t count, float* values, float beta) {
+    const float root = sqrtf(beta);
+    const VecF scale = broadcast(root), unscale = broadcast(1.0f / root), zero = broadcast(0.0f);
+    if (args.log_partition != nullptr) {
+      double sum = sum_over(count, [&](int64_t i) GENFAST_FLATTEN {
+        return genfast::GENFAST_ISA::log_partition(truncated_normal(load_float(values + i) * scale));
+      });
+      sum -= 0.5 * static_cast<double>(count) * static_cast<double>(logf(beta));
+      args.log_partition[row] = column == 0 ? sum : args.log_partition[row] + sum;
+    }
+    if (args.state == nullptr && args.mean == nullptr && args.squared_error == nullptr) return;
+    if (args.state != nullptr) {
+      fill_rbm_uniforms(room, static_cast<uint32_t>(column / 4), count, chain(row), args.step, keys);
+    }
+    float* state = args.state == nullptr ? nullptr : args.state + row * args.state_stride + column;
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const TruncatedNormal unit = truncated_normal(load_float(values + i) * scale);
+      VecF drawn = mean(unit) * unscale;
+      store_float(values + i, drawn);
+      if (state != nullptr) {
+        drawn = rounded(sample(unit, load_float(room + i)) * unscale);
+        store_float(state + i, drawn);
+      }
+      nan = either(nan, is_nan(drawn * zero));  // infinity times zero is NaN
     }
     finish(row, column, count, values);
   }
@@ -190,6 +223,7 @@ struct Conditional {
       args.squared_error[row] = column == 0 ? sum : args.squared_error[row] + sum;
     }
     if (args.mean != nullptr) {
+      if (args.state_as_mean) means = args.state + row * args.state_stride + column;
       float* out = args.mean + row * args.mean_stride + column / gemm::kTileColumns * args.mean_panel_stride;
       const VecF scale = broadcast(args.mean_scale);
       for (int64_t i = 0; i < count; i += gemm::kTileColumns, out += args.mean_panel_stride) {
@@ -237,6 +271,17 @@ void store_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride
       store_upto(to + r * to_stride + i, load_float(from + r * from_stride + i), columns - i);
     }
   }
+}
+
+void states_of(uint8_t byte, float* states) {
+  for (int j = 0; j < 8; ++j) states[j] = static_cast<float>(byte >> j & 1);
+}
+
+uint8_t byte_of(const float* states) {
+  uint32_t lanes[8], byte = 0;
+  memcpy(lanes, states, sizeof lanes);
+  for (int j = 0; j < 8; ++j) byte |= (lanes[j] >> 23 & 1u) << j;  // a bit of 1.0f's exponent
+  return static_cast<uint8_t>(byte);
 }
 
 }  // namespace
@@ -302,6 +347,28 @@ void rbm_store_rows(DType dtype, const float* from, int64_t from_stride, void* t
         }
       }
     }
+  }
+}
+
+void rbm_load_bits(const uint8_t* from, float* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r, to += to_stride) {
+    int64_t i = 0;
+    for (; i + 8 <= columns; i += 8) states_of(*from++, to + i);
+    if (i == columns) continue;
+    float rest[8];
+    states_of(*from++, rest);
+    memcpy(to + i, rest, sizeof(float) * static_cast<size_t>(columns - i));
+  }
+}
+
+void rbm_store_bits(const float* from, int64_t from_stride, uint8_t* to, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r, from += from_stride) {
+    int64_t i = 0;
+    for (; i + 8 <= columns; i += 8) *to++ = byte_of(from + i);
+    if (i == columns) continue;
+    float rest[8] = {};
+    memcpy(rest, from + i, sizeof(float) * static_cast<size_t>(columns - i));
+    *to++ = byte_of(rest);
   }
 }
 

@@ -8,7 +8,7 @@ import torch
 
 from genfast._native import DTYPE_CODES, C
 from genfast.launch._common import pointer
-from genfast.ops._rbm_units import GAUSSIAN, RELU, Units, parse_units
+from genfast.ops._rbm_units import GAUSSIAN, Units, parse_units
 
 __all__ = ["ais", "cd", "free_energy", "gibbs", "half_step", "supports"]
 
@@ -17,13 +17,9 @@ Tensor = torch.Tensor
 _BERNOULLI = Units(0, 1)
 
 
-def supports(W: Tensor, *units: str) -> str | None:
-    """Why the C++ kernels do not run these units with these weights."""
-    if W.dtype == torch.float64:
-        return "float64 runs on the reference backend"
-    if "relu" in units:
-        return "relu units run on the reference backend"
-    return None
+def supports(states: Tensor | None, W: Tensor, *rest: Any) -> str | None:
+    """Why the C++ kernels do not run a call of an op of RBMs with these arguments."""
+    return "float64 runs on the reference backend" if W.dtype == torch.float64 else None
 
 
 def _units(argument: str, name: str, count: int) -> Units:
@@ -54,7 +50,6 @@ class _Parameters:
     ) -> None:  # fmt: skip
         V, H = W.shape
         visible_units, hidden_units = _units("visible", visible, V), _units("hidden", hidden, H)
-        assert hidden_units.kind != RELU
         W = W if W.is_contiguous() else W.contiguous()
         inverse = deviation = None
         if visible_units.kind == GAUSSIAN:
@@ -75,21 +70,25 @@ def _refuse(op: str, bad: bool) -> None:
         raise ValueError(f"{op}: NaN or infinity in the states, the weights or the biases")
 
 
-def half_step(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset, step, sample_dtype, return_mean):  # type: ignore[no-untyped-def]
+def half_step(
+    x: Tensor, W: Tensor, bias: Tensor | None, logvar: Tensor | None, beta: Tensor | None, seed: Tensor, up: bool,
+    units: str, precision: str, chain_offset: int, step: int, sample_dtype: torch.dtype, return_mean: bool,
+    x_packed: bool, out_packed: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     # Log variances of the visible units matter to both directions.
     visible = "gaussian" if logvar is not None or (units == "gaussian" and not up) else units if not up else "bernoulli"
     parameters = _Parameters(
         W, None if up else bias, bias if up else None, logvar, visible, units if up else "bernoulli", precision
     )
     x, beta = _states(x), _float(beta)
-    shape = (x.shape[0], W.shape[1 if up else 0])
+    rows, count = x.shape[0], W.shape[1 if up else 0]
     drawn = torch.float32 if sample_dtype is torch.float64 else sample_dtype
-    state = torch.empty(shape, dtype=drawn)
-    mean = torch.empty(shape, dtype=W.dtype) if return_mean else None
+    state = torch.empty((rows, (count + 7) // 8 if out_packed else count), dtype=drawn)
+    mean = torch.empty((rows, count), dtype=W.dtype) if return_mean else None
     _refuse("rbm_half_step", C.cpu.rbm_half_step(
-        parameters.view, up, DTYPE_CODES[x.dtype], x.data_ptr(), shape[0], pointer(beta),
+        parameters.view, up, DTYPE_CODES[x.dtype], x.data_ptr(), rows, pointer(beta),
         0 if beta is None else beta.shape[0], int(seed) & 0xFFFFFFFFFFFFFFFF, chain_offset, step, DTYPE_CODES[drawn],
-        state.data_ptr(), pointer(mean), torch.get_num_threads(),
+        state.data_ptr(), pointer(mean), x_packed, out_packed, torch.get_num_threads(),
     ))  # fmt: skip
     return state.to(sample_dtype), mean
 
@@ -134,9 +133,9 @@ def cd(
         parameters.view, DTYPE_CODES[v.dtype], v.data_ptr(), v.shape[0],
         0 if start is None else DTYPE_CODES[start.dtype],
         pointer(start), count, pointer(visible_offset), pointer(hidden_offset), int(seed) & 0xFFFFFFFFFFFFFFFF, k,
-        chain_offset, step, pointer(dW), db.data_ptr(), dc.data_ptr(), moved.data_ptr(), statistics.data_ptr(),
-        hidden_mean.data_ptr(), 0 if descent is None else W.data_ptr(), pointer(velocity), *rates,
-        torch.get_num_threads(),
+        chain_offset, step, sample_hidden, pointer(dW), db.data_ptr(), dc.data_ptr(), moved.data_ptr(),
+        statistics.data_ptr(), hidden_mean.data_ptr(), 0 if descent is None else W.data_ptr(), pointer(velocity),
+        *rates, torch.get_num_threads(),
     ))  # fmt: skip
     if hidden_offset is not None:
         assert dW is not None

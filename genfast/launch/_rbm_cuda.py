@@ -8,6 +8,7 @@ import torch
 
 from genfast._native import DTYPE_CODES, C, execution
 from genfast.launch._common import device_guard, pointer, seed_value_and_pointer
+from genfast.ops._rbm_common import unpacked
 from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN
 
 __all__ = ["cd", "free_energy", "gibbs", "half_step", "supports"]
@@ -137,6 +138,7 @@ class _Side:
         return operand, partitions, errors
 
 
+@unpacked
 def half_step(x: Tensor, W: Tensor, *args: Any) -> Any:
     """The raw op ``rbm_half_step`` (genfast/ops/rbm_half_step.py)."""
     with device_guard(W):

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from genfast.launch._common import device_guard
+from genfast.ops._rbm_common import unpacked
 
 Tensor = torch.Tensor
 
 
+@unpacked
 def triton(
     x: Tensor,
     W: Tensor,

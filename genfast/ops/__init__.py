@@ -3,6 +3,7 @@
 from genfast.ops.attention import T5Bias, WindowBias2d, attention
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
 from genfast.ops.rbm_cd_sgd import RBMUpdate, rbm_cd_sgd_
@@ -28,6 +29,7 @@ __all__ = [
     "bernoulli_sample",
     "gaussian_kl",
     "joint_energy",
+    "pack_bits",
     "rbm_ais",
     "rbm_ais_bracket",
     "rbm_cd",
@@ -39,4 +41,5 @@ __all__ = [
     "rbm_tempering",
     "reparameterize",
     "reparameterize_kl",
+    "unpack_bits",
 ]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from genfast._checks import check_count, check_float_tensor, shape_of
 from genfast._op import Differentiable, Formula, Op, differentiable
+from genfast.ops.pack_bits import pack_bits, unpack_bits
 
 Tensor = torch.Tensor
 
 __all__ = [
     "HALF_STEPS", "PRECISIONS", "checked_beta", "checked_logvar", "checked_parameters", "checked_position",
-    "checked_precision", "checked_states", "constant", "product",
+    "checked_precision", "checked_states", "constant", "product", "unpacked",
 ]  # fmt: skip
 
 HALF_STEPS = 2**32  # the noise's step counter has 32 bits
@@ -28,6 +31,21 @@ def product(x: Tensor, W: Tensor, precision: str) -> Tensor:
     if precision == "bf16":
         x, W = x.to(torch.bfloat16).to(W.dtype), W.to(torch.bfloat16).to(W.dtype)
     return x @ W
+
+
+def unpacked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The raw op ``rbm_half_step`` by ``run``, which knows no bit-packed states and lacks the arguments for them."""
+
+    @functools.wraps(run)
+    def half_step(x: Tensor, W: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
+        *rest, x_packed, out_packed = args
+        if x_packed:
+            up = rest[4]
+            x = unpack_bits(x, W.shape[0 if up else 1])
+        state, mean = run(x, W, *rest)
+        return (pack_bits(state) if out_packed else state), mean
+
+    return half_step
 
 
 def constant(op: Op, what: str) -> Differentiable:

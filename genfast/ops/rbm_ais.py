@@ -106,7 +106,7 @@ def _fake(v, W, b, c, base_bias, logvar, betas, seed, chains, *_):  # type: igno
 def _cpp_supports(v, W, b, c, base_bias, logvar, betas, seed, chains, visible, hidden, *rest):  # type: ignore[no-untyped-def]
     if hidden != "bernoulli" or visible == "gaussian":
         return "the C++ kernel has bernoulli hidden and bernoulli or softmax:K visible units"
-    return cpu.supports(W)
+    return cpu.supports(v, W)
 
 
 _op = Op(

@@ -133,12 +133,6 @@ def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
     return gpu_obstacle(W, rest[8:10])
 
 
-def _cpp_supports(*args: Any) -> str | None:
-    if args[13]:
-        return "sample_hidden runs on the reference backend"
-    return cpu.supports(args[1], args[11])
-
-
 _op = Op(
     "rbm_cd(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? chains, Tensor? logvar, Tensor? visible_offset, "
     "Tensor? hidden_offset, Tensor seed, int k, str visible, str hidden, str precision, bool sample_hidden, "
@@ -147,7 +141,7 @@ _op = Op(
     {
         "cuda": Backend(cuda.cd, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
-        "cpp": Backend(cpu.cd, _cpp_supports),
+        "cpp": Backend(cpu.cd, cpu.supports),
         "reference": Backend(reference),
     },
     _fake,

@@ -38,16 +38,12 @@ def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
     return gpu_obstacle(W, rest[-1:])
 
 
-def _cpp_supports(v, W, b, c, logvar, visible, hidden):  # type: ignore[no-untyped-def]
-    return cpu.supports(W, hidden)
-
-
 _op = Op(
     "rbm_free_energy(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? logvar, str visible, str hidden) -> Tensor",
     {
         "cuda": Backend(cuda.free_energy, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
-        "cpp": Backend(cpu.free_energy, _cpp_supports),
+        "cpp": Backend(cpu.free_energy, cpu.supports),
         "reference": Backend(reference),
     },
     _fake,

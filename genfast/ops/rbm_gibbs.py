@@ -80,10 +80,6 @@ def _gpu_supports(v: Tensor, W: Tensor, *rest: Any) -> str | None:
     return gpu_obstacle(W, rest[7:9])
 
 
-def _cpp_supports(v, W, b, c, logvar, beta, clamp, seed, k, visible, hidden, *rest):  # type: ignore[no-untyped-def]
-    return cpu.supports(W, hidden)
-
-
 _op = Op(
     "rbm_gibbs(Tensor v, Tensor W, Tensor b, Tensor c, Tensor? logvar, Tensor? beta, Tensor? clamp, Tensor seed, "
     "int k, str visible, str hidden, str precision, SymInt chain_offset, SymInt step) "
@@ -91,7 +87,7 @@ _op = Op(
     {
         "cuda": Backend(cuda.gibbs, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
-        "cpp": Backend(cpu.gibbs, _cpp_supports),
+        "cpp": Backend(cpu.gibbs, cpu.supports),
         "reference": Backend(reference),
     },
     _fake,

@@ -21,8 +21,10 @@ from genfast.ops._rbm_common import (
     checked_states,
     constant,
     product,
+    unpacked,
 )
-from genfast.ops._rbm_units import GAUSSIAN, parse_units, sample, wide
+from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN, parse_units, sample, wide
+from genfast.ops.pack_bits import checked_bits
 
 __all__ = ["rbm_half_step", "reference"]
 
@@ -79,10 +81,11 @@ def refuse_nan(op: str, states: Tensor) -> None:
         raise ValueError(f"{op}: NaN or infinity in the states, the weights or the biases")
 
 
-def _fake(x, W, bias, logvar, beta, seed, up, units, precision, chain_offset, step, sample_dtype, return_mean):  # type: ignore[no-untyped-def]
-    shape = (x.shape[0], W.shape[1 if up else 0])
-    state = W.new_empty(shape, dtype=sample_dtype)
-    return state, W.new_empty(shape) if return_mean else W.new_empty(0)
+def _fake(x, W, bias, logvar, beta, seed, up, *rest):  # type: ignore[no-untyped-def]
+    sample_dtype, return_mean, _, out_packed = rest[4:]
+    rows, count = x.shape[0], W.shape[1 if up else 0]
+    state = W.new_empty((rows, (count + 7) // 8 if out_packed else count), dtype=sample_dtype)
+    return state, W.new_empty((rows, count)) if return_mean else W.new_empty(0)
 
 
 def gpu_obstacle(W: Tensor, units: Sequence[str], dtype: torch.dtype | None = None) -> str | None:
@@ -101,19 +104,15 @@ def _gpu_supports(x: Tensor, W: Tensor, *rest: Any) -> str | None:
     return gpu_obstacle(W, (rest[5],), rest[9])
 
 
-def _cpp_supports(x, W, bias, logvar, beta, seed, up, units, *rest):  # type: ignore[no-untyped-def]
-    return cpu.supports(W, units)
-
-
 _op = Op(
     "rbm_half_step(Tensor x, Tensor W, Tensor? bias, Tensor? logvar, Tensor? beta, Tensor seed, bool up, str units, "
-    "str precision, SymInt chain_offset, SymInt step, ScalarType sample_dtype, bool return_mean) "
-    "-> (Tensor state, Tensor mean)",
+    "str precision, SymInt chain_offset, SymInt step, ScalarType sample_dtype, bool return_mean, bool x_packed, "
+    "bool out_packed) -> (Tensor state, Tensor mean)",
     {
         "cuda": Backend(cuda.half_step, _gpu_supports),
         "triton": Backend(native.triton, _gpu_supports),
-        "cpp": Backend(cpu.half_step, _cpp_supports),
-        "reference": Backend(reference),
+        "cpp": Backend(cpu.half_step, cpu.supports),
+        "reference": Backend(unpacked(reference)),
     },
     _fake,
     kernels="rbm/rbm_half_step",
@@ -136,6 +135,8 @@ def rbm_half_step(
     step: int = 0,
     out_dtype: torch.dtype | None = None,
     return_mean: bool = False,
+    x_packed: bool = False,
+    out_packed: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Draws the units of one side of an RBM given the other side: a matrix product and its sampling in one pass.
 
@@ -143,7 +144,7 @@ def rbm_half_step(
 
     Args:
         x: states of the given side, [..., V] for ``to="hidden"``, [..., H] for ``to="visible"``; floating-point, uint8
-            or bool. Leading dimensions are flattened to chains.
+            or bool. Leading dimensions are flattened to chains. With ``x_packed`` bits of 0/1 states.
         W: weights [V, H], float32, float64, bfloat16 or float16.
         bias: of the drawn side, [H] or [V], in W's dtype, or None.
         to: ``"hidden"`` or ``"visible"``: the side to draw.
@@ -158,9 +159,11 @@ def rbm_half_step(
         step: Gibbs half-step, below 2^32; another step draws other noise under the same seed.
         out_dtype: dtype of the states; None: W's. uint8 and bool hold 0/1 states only.
         return_mean: also return the mean given x: the probability of 0/1 states, in W's dtype.
+        x_packed: x holds states as bits, uint8 [..., ceil(V / 8)] or [..., ceil(H / 8)], see ``pack_bits``.
+        out_packed: return bernoulli states as bits, uint8 [..., ceil(N / 8)]; ``out_dtype`` stays None.
 
     Returns:
-        States [..., N], or (states, means).
+        States [..., N] (or their bits), or (states, means).
 
     Raises:
         RuntimeError: when a derivative is asked for.
@@ -171,6 +174,8 @@ def rbm_half_step(
         >>> W, bias = torch.zeros(4, 3), torch.tensor([-100.0, 0.0, 100.0])
         >>> rbm_half_step(torch.ones(1000, 4), W, bias, seed=1).mean(0).round(decimals=1)
         tensor([0.0000, 0.5000, 1.0000])
+        >>> rbm_half_step(torch.ones(2, 4), W, bias, seed=1, out_packed=True).shape
+        torch.Size([2, 1])
     """
     name = "rbm_half_step"
     if to not in ("hidden", "visible"):
@@ -179,11 +184,17 @@ def rbm_half_step(
     checked_parameters(
         name, W, None if up else bias, bias if up else None, x if isinstance(x, Tensor) else None, optional=True
     )
-    x = checked_states(name, "x", x, W.shape[0 if up else 1])
+    given = W.shape[0 if up else 1]
+    x = checked_bits(name, "x", x, given) if x_packed else checked_states(name, "x", x, given)
     count = W.shape[1 if up else 0]
     kind = parse_units(name, to, units, count)
     rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
-    dtype = W.dtype if out_dtype is None else out_dtype
+    if out_packed and (kind.kind != BERNOULLI or out_dtype is not None):
+        raise ValueError(
+            f"{name}: out_packed=True gives bernoulli states as bits and takes no out_dtype, got units={units!r} and "
+            f"out_dtype={out_dtype}"
+        )
+    dtype = torch.uint8 if out_packed else W.dtype if out_dtype is None else out_dtype
     if dtype not in OUT_DTYPES or (kind.kind in (1, 3) and not dtype.is_floating_point):
         raise TypeError(f"{name}: out_dtype {dtype} does not hold {units} states; choose a floating-point dtype")
     chain_offset, step = checked_position(name, rows.shape[0], chain_offset, step, 1)
@@ -191,7 +202,7 @@ def rbm_half_step(
     state, mean = _call(
         rows, W, bias, logvar, checked_beta(name, beta, rows.shape[0], W),
         random.as_seed(seed, W.device), up, units, checked_precision(name, precision), chain_offset, step, dtype,
-        return_mean,
+        return_mean, bool(x_packed), bool(out_packed),
     )  # fmt: skip
-    shape = (*x.shape[:-1], count)
-    return (state.view(shape), mean.view(shape)) if return_mean else state.view(shape)
+    state = state.view(*x.shape[:-1], state.shape[-1])
+    return (state, mean.view(*x.shape[:-1], count)) if return_mean else state

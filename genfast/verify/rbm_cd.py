@@ -11,7 +11,17 @@ from genfast import ops
 from genfast.verify import _gpu
 from genfast.verify._core import Check, Context, Tensor
 from genfast.verify.rbm_gibbs import chain
-from genfast.verify.rbm_half_step import PRECISIONS, Model, bound_of, draw, dtypes, fitting, inputs, must_raise
+from genfast.verify.rbm_half_step import (
+    PRECISIONS,
+    Model,
+    bound_of,
+    draw,
+    dtypes,
+    fitting,
+    has_relu,
+    inputs,
+    must_raise,
+)
 
 __all__ = ["CHECKS", "free_energy"]
 
@@ -29,8 +39,10 @@ def free_energy(v: Tensor, m: Model, precision: str = "fp32") -> tuple[Tensor, T
     """(F, sum of the absolute terms), float64 on the CPU."""
     total, terms, _ = inputs(v, m, True, precision)
     state, b = v.detach().cpu().double(), m.b.detach().cpu().double()
-    if m.hidden == "gaussian":
+    if m.hidden in ("gaussian", "relu"):
         log_z, spread = 0.5 * total.square() + 0.5 * math.log(2 * math.pi), total.abs() * terms
+        if m.hidden == "relu":
+            log_z, spread = log_z + torch.special.log_ndtr(total), spread + terms + log_z + 1.0
     else:
         log_z, spread = torch.logaddexp(total, torch.zeros_like(total)), torch.sigmoid(total) * terms
     if m.visible == "gaussian":
@@ -41,7 +53,7 @@ def free_energy(v: Tensor, m: Model, precision: str = "fp32") -> tuple[Tensor, T
             energy, spread_v = energy * inverse, spread_v * inverse
     else:
         energy, spread_v = -state * b, state.abs() * b.abs()
-    return energy.sum(-1) - log_z.sum(-1), spread_v.sum(-1) + (log_z + spread).sum(-1)
+    return energy.sum(-1) - log_z.sum(-1), spread_v.sum(-1) + (log_z.abs() + spread).sum(-1)
 
 
 class _Options(NamedTuple):
@@ -149,11 +161,6 @@ def _binary(c: Context, rows: int, units: int, dtype: torch.dtype) -> Tensor:
     return (c.normal(rows, units) > 0).to(dtype)
 
 
-def _samples(c: Context) -> bool:
-    """Whether the backend takes ``sample_hidden``."""
-    return c.backend != "cpp"
-
-
 def gradients(c: Context) -> None:
     """CD and PCD over shapes, dtypes, precisions, samples or means."""
     for turn, (rows, count, V, H) in enumerate(SHAPES[c.size_class]):
@@ -162,14 +169,13 @@ def gradients(c: Context) -> None:
             v = _binary(c, rows, V, (dtype, torch.uint8, torch.bool)[turn % 3])
             start = _binary(c, count, V, (dtype, torch.uint8)[turn % 2])
             for k, chains, samples in ((1, None, False), (2, None, True), (1, start, False), (2, start, True)):
-                samples = samples and _samples(c)
                 precision = PRECISIONS[(turn + k) % 3]
                 _check(c, v, m, _Options(k, samples, precision, row=turn, step=7 * turn), chains)
-            _check(c, v, m, _Options(0, turn % 2 == 0 and _samples(c)), start)
+            _check(c, v, m, _Options(0, turn % 2 == 0), start)
 
 
 def gradient_units(c: Context) -> None:
-    """Gaussian visible units with variances, Gaussian hidden units."""
+    """Gaussian visible units with variances; Gaussian and, where there are any, rectified linear hidden units."""
     for dtype in dtypes(c, main=True):
         if dtype in (torch.bfloat16, torch.float16):
             continue  # visible states round on their way, either way
@@ -177,10 +183,11 @@ def gradient_units(c: Context) -> None:
             fitting(c, dtype, 9, 14, visible="gaussian", logvar=c.normal(9, dtype=dtype, scale=0.5)),
             fitting(c, dtype, 9, 14, visible="gaussian"),
             fitting(c, dtype, 9, 5, hidden="gaussian"),
+            *((fitting(c, dtype, 9, 5, hidden="relu"),) if has_relu(c) else ()),
         ):
             m = m._replace(W=m.W * 0.5)
             v = c.normal(20, 9, dtype=dtype) if m.visible == "gaussian" else _binary(c, 20, 9, dtype)
-            for samples in (False, True)[: 2 if _samples(c) else 1]:
+            for samples in (False, True):
                 _check(c, v, m, _Options(1, samples))
                 _check(c, v, m, _Options(2, samples), v[:13].flip(1))
 

@@ -12,7 +12,7 @@ from genfast import ops
 from genfast.verify import _gpu
 from genfast.verify._core import Check, Context, Tensor
 from genfast.verify.rbm_cd import free_energy
-from genfast.verify.rbm_half_step import SHAPES, Model, bound_of, dtypes, fitting
+from genfast.verify.rbm_half_step import SHAPES, Model, bound_of, dtypes, fitting, has_relu
 
 __all__ = ["CHECKS"]
 
@@ -44,14 +44,18 @@ def shapes(c: Context) -> None:
 
 
 def units(c: Context) -> None:
-    """Gaussian units on either side, with variances; softmax visible units, whose energy is that of 0/1 units."""
+    """Gaussian units on either side, with variances; softmax visible units, whose energy is that of 0/1 units.
+
+    Rectified linear hidden units where the backend has them.
+    """
     for dtype in dtypes(c):
         for rows, V, H in ((17, 20, 9), (3, 5, 33)):
             logvar = c.normal(V, dtype=dtype, scale=0.7)
             v = c.normal(rows, V, dtype=dtype)
             _check(c, v, fitting(c, dtype, V, H, visible="gaussian", logvar=logvar))
             _check(c, v, fitting(c, dtype, V, H, visible="gaussian"))
-            _check(c, _states(c, rows, V, torch.uint8), fitting(c, dtype, V, H, hidden="gaussian"))
+            for hidden in ("gaussian", *(("relu",) if has_relu(c) else ())):
+                _check(c, _states(c, rows, V, torch.uint8), fitting(c, dtype, V, H, hidden=hidden))
         _check(c, _states(c, 7, 20, torch.bool), fitting(c, dtype, 20, 9, visible="softmax:5"))
 
 

@@ -10,7 +10,7 @@ import torch
 from genfast import ops
 from genfast.verify import _gpu
 from genfast.verify._core import Check, Context, Tensor
-from genfast.verify.rbm_half_step import PRECISIONS, Model, draw, dtypes, expect_nan, fitting, must_raise
+from genfast.verify.rbm_half_step import PRECISIONS, Model, draw, dtypes, expect_nan, fitting, has_relu, must_raise
 
 __all__ = ["CHECKS", "chain"]
 
@@ -40,7 +40,7 @@ def chain(
     for t in range(k):
         common: dict[str, Any] = {"seed": seed, "precision": precision, "beta": beta, "row": row}
         up = draw(state, m, up=True, step=step + 2 * t, error=errors, **common)
-        h, h_errors = up.state, up.error + (roundoff * up.state.abs() if m.hidden == "gaussian" else 0.0)
+        h, h_errors = up.state, up.error + (roundoff * up.state.abs() if m.hidden in ("gaussian", "relu") else 0.0)
         down = draw(h.to(m.W.dtype), m, up=False, step=step + 2 * t + 1, error=h_errors, **common)
         decided = down.sure
         state, errors = down.state, down.error + (roundoff * down.state.abs() if m.visible == "gaussian" else 0.0)
@@ -100,7 +100,7 @@ def gibbs(c: Context) -> None:
 
 
 def gibbs_units(c: Context) -> None:
-    """Gaussian units on either side, inverse temperatures."""
+    """Gaussian units on either side, rectified linear ones where the backend has them, inverse temperatures."""
     for dtype in dtypes(c, main=True):
         variances = c.normal(9, dtype=dtype, scale=0.5)
         start = c.normal(33, 9, dtype=dtype)
@@ -108,7 +108,10 @@ def gibbs_units(c: Context) -> None:
         for m, v in (
             (fitting(c, dtype, 9, 14, visible="gaussian", logvar=variances), start),
             (fitting(c, dtype, 9, 14, visible="gaussian"), start),
-            (fitting(c, dtype, 9, 6, hidden="gaussian"), _binary(c, 33, 9, torch.uint8)),
+            *(
+                (fitting(c, dtype, 9, 6, hidden=hidden), _binary(c, 33, 9, torch.uint8))
+                for hidden in ("gaussian", *(("relu",) if has_relu(c) else ()))
+            ),
         ):
             for beta in (None, 0.6, betas):
                 m = m._replace(W=m.W * 0.5)

@@ -12,7 +12,8 @@ from genfast.verify import _gpu
 from genfast.verify._core import Check, CheckError, Context, Tensor
 
 __all__ = [
-    "CHECKS", "SHAPES", "Drawn", "Model", "bound_of", "draw", "dtypes", "expect_nan", "fitting", "inputs", "must_raise",
+    "CHECKS", "SHAPES", "Drawn", "Model", "bound_of", "draw", "dtypes", "expect_nan", "fitting", "has_relu", "inputs",
+    "must_raise",
 ]  # fmt: skip
 
 #: Chains, given units, drawn units.
@@ -60,6 +61,11 @@ def dtypes(c: Context, turn: int | None = None, *, main: bool = False) -> tuple[
     """Those of the context that RBM kernels know: all, all or the one of this ``turn``, all or the first."""
     found = c.main_dtypes if main else c.dtypes if turn is None else c.dtypes_of(turn)
     return tuple(x for x in found if x != torch.float64 or c.backend == "reference") or (torch.float32,)
+
+
+def has_relu(c: Context) -> bool:
+    """Whether the backend has rectified linear units."""
+    return c.backend in ("cpp", "reference")
 
 
 def bound_of(dtype: torch.dtype, inputs: int) -> float:
@@ -116,6 +122,15 @@ def draw(
         if m.W.dtype == torch.float64:
             error = bound * (terms + 10 * spread.abs() + 1)
         return Drawn(state, error, torch.ones_like(state, dtype=torch.bool), total, terms, bound, noise)
+    if kind == "relu":
+        noise = random.rbm_uniform(rows, count, torch.tensor(seed), row_offset=row, step=step)
+        root = inverse.sqrt()
+        s = root * total
+        inside = 0.5 * torch.special.erfc(-math.sqrt(0.5) * s)  # ndtr loses the digits of small ones
+        mean = (s + torch.exp(-0.5 * s.square()) / math.sqrt(2.0 * math.pi) / inside) / root
+        state = ((s - torch.special.ndtri((1.0 - noise.double()) * inside)) / root).clamp(min=0.0)
+        scale = terms + (total.abs() + 1.0 / root) * (2e-6 / bound if m.W.dtype != torch.float64 else 10.0)
+        return Drawn(state, bound * scale, torch.ones_like(state, dtype=torch.bool), mean, scale, bound, noise)
     p = torch.sigmoid(inverse * total)
     scale = p * (1.0 + 1.5 * inverse * terms * (1.0 - p))
     noise = random.rbm_uniform(rows, count, torch.tensor(seed), row_offset=row, step=step)
@@ -166,7 +181,7 @@ def _check(
     want = draw(x, m, up=up, seed=seed, precision=precision, beta=beta, row=row, step=step)
     c.compare("mean", mean, want.mean, want.scale + _SMALLEST / want.bound, bound=want.bound, where=where)
     c.require(state.dtype == (out or m.W.dtype), f"the state is {state.dtype}; {where}")
-    if kind == "gaussian":
+    if kind in ("gaussian", "relu"):
         c.compare("state", state, want.state, want.error / want.bound, bound=want.bound, where=where)
     else:
         value = (state.view(torch.uint8) if state.dtype == torch.bool else state).cpu().double()
@@ -207,7 +222,7 @@ def precisions(c: Context) -> None:
 
 
 def units(c: Context) -> None:
-    """Gaussian units, with variances, on either side."""
+    """Gaussian units, with variances, on either side; rectified linear units where the backend has them."""
     for index, dtype in enumerate(dtypes(c)):
         for rows, V, H in ((17, 20, 9), (3, 5, 33)):
             logvar = c.normal(V, dtype=dtype, scale=0.7)
@@ -219,6 +234,8 @@ def units(c: Context) -> None:
             _check(c, c.normal(rows, V, dtype=dtype), m, up=True)
             _check(c, c.normal(rows, V, dtype=dtype), fitting(c, dtype, V, H, hidden="gaussian"), up=True, row=5)
             _check(c, _states(c, rows, H, dtype), fitting(c, dtype, V, H, visible="gaussian"), up=False)
+            for beta in (None, 0.5) if has_relu(c) else ():
+                _check(c, c.normal(rows, V, dtype=dtype), fitting(c, dtype, V, H, hidden="relu"), up=True, beta=beta)
 
 
 def temperatures(c: Context) -> None:
@@ -229,6 +246,22 @@ def temperatures(c: Context) -> None:
         for beta in (0.0, 0.3, 4.0, torch.rand(37, generator=c.generator).to(c.device) * 2):
             _check(c, x, m, up=True, beta=beta)
         c.record.options.add("beta")
+
+
+def packed(c: Context) -> None:
+    """States as bits, given and drawn: the same draws."""
+    for dtype in dtypes(c, main=True):
+        for rows, given, drawn in ((5, 20, 13), (17, 8, 64)):
+            m, seed = fitting(c, dtype, given, drawn), c.new_seed()
+            x = _states(c, rows, given, torch.bool)
+            state = ops.rbm_half_step(x, m.W, m.c, seed=seed, out_dtype=torch.uint8)
+            assert isinstance(state, Tensor)
+            for bits, x_packed in ((x, False), (ops.pack_bits(x), True)):
+                got = ops.rbm_half_step(bits, m.W, m.c, seed=seed, x_packed=x_packed, out_packed=True)
+                assert isinstance(got, Tensor)
+                c.require(got.shape == (rows, (drawn + 7) // 8), f"{drawn} states as bits are {tuple(got.shape)}")
+                c.same_bits("states as bits", ops.unpack_bits(got, drawn), state, f"{dtype}, x packed: {x_packed}")
+            c.ran(dtype, (rows, given, drawn), "packed")
 
 
 def chains(c: Context) -> None:
@@ -389,6 +422,7 @@ CHECKS = (
     Check("precisions", precisions),
     Check("units", units),
     Check("temperatures", temperatures),
+    Check("packed", packed),
     Check("chains", chains),
     Check("layouts", layouts),
     Check("extremes", extremes),

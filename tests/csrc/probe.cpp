@@ -2,6 +2,7 @@
 #include "probe.h"
 
 #include "common/vec_math.h"
+#include "rbm/truncated_normal.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
@@ -35,6 +36,10 @@ void run_exp(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, exp(load_upto(x + i, count - i)), count - i);
 }
 
+void run_log(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, log(load_upto(x + i, count - i)), count - i);
+}
+
 void run_sigmoid(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, sigmoid(load_upto(x + i, count - i)), count - i);
 }
@@ -50,6 +55,25 @@ void run_half_expm1(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) {
     const VecF v = load_upto(x + i, count - i);
     store_upto(out + i, half_expm1(v, broadcast(0.5f) * exp(v)), count - i);
+  }
+}
+
+void run_truncated_mean(const float* s, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store_upto(out + i, mean(truncated_normal(load_upto(s + i, count - i))), count - i);
+  }
+}
+
+void run_truncated_log_partition(const float* s, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store_upto(out + i, log_partition(truncated_normal(load_upto(s + i, count - i))), count - i);
+  }
+}
+
+void run_truncated_sample(const float* s, const float* u, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const TruncatedNormal x = truncated_normal(load_upto(s + i, count - i));
+    store_upto(out + i, sample(x, load_upto(u + i, count - i)), count - i);
   }
 }
 
@@ -114,10 +138,14 @@ const Probe kProbe = {kWidth,
                       run_uniforms,
                       run_rbm_normals,
                       run_exp,
+                      run_log,
                       run_sigmoid,
                       run_softplus,
                       run_half_expm1_minus,
                       run_half_expm1,
+                      run_truncated_mean,
+                      run_truncated_log_partition,
+                      run_truncated_sample,
                       run_radius,
                       run_cos_sin,
                       to_storage<Float16>,

@@ -17,10 +17,14 @@ struct Probe {
   void (*uniforms)(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed);
   void (*rbm_normals)(float* out, uint32_t group, int64_t count, uint32_t chain, uint32_t step, uint64_t seed);
   void (*exp)(const float* x, float* out, int64_t count);
+  void (*log)(const float* x, float* out, int64_t count);
   void (*sigmoid)(const float* x, float* out, int64_t count);
   void (*softplus)(const float* x, float* out, int64_t count);
   void (*half_expm1_minus)(const float* x, float* out, int64_t count);
   void (*half_expm1)(const float* x, float* out, int64_t count);
+  void (*truncated_mean)(const float* s, float* out, int64_t count);
+  void (*truncated_log_partition)(const float* s, float* out, int64_t count);
+  void (*truncated_sample)(const float* s, const float* u, float* out, int64_t count);
   void (*radius)(const uint32_t* words, float* out, int64_t count);
   void (*cos_sin)(const uint32_t* words, float* cosine, float* sine, int64_t count);
   void (*to_half)(const float* x, uint16_t* out, int64_t count);

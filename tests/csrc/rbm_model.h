@@ -29,6 +29,11 @@ struct RbmDraw {
   bool tie = false;
 };
 
+// Whether states are real numbers: these round, others are exact.
+inline bool is_real(genfast::UnitKind kind) {
+  return kind == genfast::UnitKind::kGaussian || kind == genfast::UnitKind::kRelu;
+}
+
 class RbmModel {
  public:
   using UnitKind = genfast::UnitKind;
@@ -88,6 +93,14 @@ class RbmModel {
           out.log_partition += 0.5 * beta * out.mean[i] * out.mean[i] + 0.5 * std::log(2.0 * M_PI / beta);
         }
         return out;
+      case UnitKind::kRelu:
+        for (size_t i = 0; i < out.mean.size(); ++i) {
+          const double root = std::sqrt(beta), s = root * out.mean[i];
+          out.state[i] = truncated_quantile(s, uniform(i, chain, step, seed)) / root;
+          out.mean[i] = (s + std::exp(-0.5 * s * s) / std::sqrt(2.0 * M_PI) / upper_tail(-s)) / root;
+          out.log_partition += 0.5 * s * s + 0.5 * std::log(2.0 * M_PI / beta) + std::log(upper_tail(-s));
+        }
+        return out;
       case UnitKind::kSoftmax:
         softmax(up ? shape.hidden_categories : shape.visible_categories, beta, seed, chain, step, out);
         return out;
@@ -120,8 +133,9 @@ class RbmModel {
     std::mt19937_64 random(seed);
     std::vector<double> out(static_cast<size_t>(rows * count));
     for (size_t i = 0; i < out.size(); ++i) {
-      if (kind(of_hidden) == UnitKind::kGaussian) {
-        out[i] = static_cast<float>(std::normal_distribution<double>()(random));
+      if (is_real(kind(of_hidden))) {
+        const double x = static_cast<float>(std::normal_distribution<double>()(random));
+        out[i] = kind(of_hidden) == UnitKind::kRelu ? std::fabs(x) : x;
       } else if (categories == 1) {
         out[i] = static_cast<double>(random() & 1);
       } else if (i % static_cast<size_t>(categories) == 0) {
@@ -171,6 +185,18 @@ class RbmModel {
     return shape.rounded ? bfloat16_rounded(static_cast<float>(w)) : w;
   }
 
+  static double upper_tail(double x) { return 0.5 * std::erfc(x * M_SQRT1_2); }
+
+  // y >= 0 with Q(y - s) = (1 - u) Q(-s), by bisection.
+  static double truncated_quantile(double s, double u) {
+    double low = 0.0, high = 12.0 + std::fabs(s);
+    for (int i = 0; i < 60; ++i) {
+      const double y = 0.5 * (low + high);
+      (upper_tail(y - s) > (1.0 - u) * upper_tail(-s) ? low : high) = y;
+    }
+    return low;
+  }
+
   static void softmax(int64_t K, double beta, uint64_t seed, uint32_t chain, uint32_t step, RbmDraw& out) {
     for (size_t first = 0; first < out.mean.size(); first += static_cast<size_t>(K)) {
       const size_t last = first + static_cast<size_t>(K);
@@ -210,5 +236,7 @@ inline std::vector<RbmShape> rbm_shapes() {
       {34, 19, UnitKind::kBernoulli, UnitKind::kGaussian},
       {39, 31, UnitKind::kSoftmax, UnitKind::kBernoulli, 3},
       {33, 40, UnitKind::kBernoulli, UnitKind::kSoftmax, 1, 5},
+      {37, 22, UnitKind::kBernoulli, UnitKind::kRelu},
+      {30, 70, UnitKind::kSoftmax, UnitKind::kRelu, 5},
   };
 }

@@ -54,6 +54,14 @@ TEST(exp_limits) {
   });
 }
 
+TEST(log_accuracy) {
+  std::vector<float> values = {INFINITY, NAN};
+  for (uint32_t bits = 0x00800000; bits < 0x7F800000; bits += 1501) values.push_back(check::from_bits(bits));
+  for (uint32_t bits = 0x3F7F0000; bits < 0x3F810000; ++bits) values.push_back(check::from_bits(bits));
+  check_accuracy("log", &genfast::Probe::log, values, 3e-7, 0.0,
+                 [](double x) { return std::isinf(x) ? NAN : std::log(x); });
+}
+
 TEST(sigmoid_accuracy) {
   check_accuracy("sigmoid", &genfast::Probe::sigmoid, scan(-87.32f, 100.0f, 1501), 3e-7, 0.0,
                  [](double x) { return 1.0 / (1.0 + std::exp(-x)); });

@@ -12,13 +12,10 @@ namespace {
 constexpr uint64_t kSeed = 0x8000000000000007ull;
 constexpr int64_t kOffset = (1ll << 31) + 5;
 
-// Units whose states are real numbers: noise and sums round; else states are exact.
-double state_bound(UnitKind kind, double exact) {
-  return kind == UnitKind::kGaussian ? 1e-5 * (1.0 + std::fabs(exact)) : 0.0;
-}
+double state_bound(UnitKind kind, double exact) { return is_real(kind) ? 1e-5 * (1.0 + std::fabs(exact)) : 0.0; }
 
 double mean_bound(DType dtype, UnitKind kind, double exact) {
-  const double size = kind == UnitKind::kGaussian ? 4.0 + std::fabs(exact) : 1.0;
+  const double size = is_real(kind) ? 4.0 + std::fabs(exact) : 1.0;
   return rounding_of(dtype) * std::fabs(exact) + 3e-6 * size;
 }
 
@@ -52,11 +49,11 @@ TEST(rbm_half_step_values) {
       for (const bool up : {true, false}) {
         for (int64_t rows : {1, 5, 45}) {
           const std::vector<double> states = model.states(rows, !up, 3);
-          const bool real = model.kind(!up) == UnitKind::kGaussian;
+          const bool real = is_real(model.kind(!up));
           const DType state_dtype = real || rows == 5 ? DType::kFloat32 : rows == 1 ? DType::kUInt8 : DType::kBFloat16;
-          const DType sample_dtype = model.kind(up) == UnitKind::kGaussian ? DType::kFloat32
-                                     : rows == 5                           ? DType::kUInt8
-                                                                           : DType::kFloat16;
+          const DType sample_dtype = is_real(model.kind(up)) ? DType::kFloat32
+                                     : rows == 5             ? DType::kUInt8
+                                                             : DType::kFloat16;
           const std::vector<float> beta = betas(rows == 1 ? 0 : rows == 5 ? 1 : rows);
           Array x(state_dtype, states);
           HalfStep found = half_step(model, up, state_dtype, x, rows, beta, sample_dtype, 1);
@@ -108,6 +105,44 @@ TEST(rbm_half_step_noise) {
       for (int64_t i = 0; i < sample.size(); ++i) {
         CHECK(sample.get(i) == found.sample.get(begin * 290 + i), "%s rows from %lld", isa,
               static_cast<long long>(begin));
+      }
+    }
+  });
+}
+
+// 0/1 states as bits, given and drawn, are those of bytes; unused bits given do not count, those drawn are zero.
+TEST(rbm_half_step_packed) {
+  for_each_isa([](const genfast::Probe&, const char* isa) {
+    for (const int64_t V : {1, 8, 37, 130}) {
+      for (const int64_t H : {1, 16, 29, 270}) {
+        RbmModel model({V, H});
+        const int64_t rows = 21, x_bytes = (V + 7) / 8, bytes = (H + 7) / 8;
+        const std::vector<double> states = model.states(rows, false, 3);
+        Array x(DType::kUInt8, states);
+        const HalfStep found = half_step(model, true, DType::kUInt8, x, rows, {}, DType::kUInt8, 1);
+        std::vector<double> packed(static_cast<size_t>(rows * x_bytes), 0.0);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t i = 0; i < 8 * x_bytes; ++i) {
+            const bool on = i >= V || states[static_cast<size_t>(r * V + i)] != 0.0;
+            packed[static_cast<size_t>(r * x_bytes + i / 8)] += on ? 1 << (i & 7) : 0;
+          }
+        }
+        Array bits(DType::kUInt8, packed);
+        for (const int threads : {1, 3}) {
+          Array sample(DType::kUInt8, rows * bytes), mean(DType::kFloat32, rows * H);
+          genfast::cpu::rbm_half_step({model.parameters(), true, DType::kUInt8, bits.data(), rows, nullptr, 0, kSeed,
+                                       kOffset, 6, DType::kUInt8, sample.data(), mean.data(), true, true},
+                                      threads);
+          CHECK(sample.guards_hold() && mean == found.mean, "%s %lld x %lld", isa, static_cast<long long>(V),
+                static_cast<long long>(H));
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < 8 * bytes; ++i) {
+              const int bit = static_cast<int>(sample.get(r * bytes + i / 8)) >> (i & 7) & 1;
+              CHECK(bit == (i < H ? static_cast<int>(found.sample.get(r * H + i)) : 0), "%s bit [%lld, %lld]", isa,
+                    static_cast<long long>(r), static_cast<long long>(i));
+            }
+          }
+        }
       }
     }
   });

@@ -13,6 +13,7 @@ struct Inputs {
   int64_t rows, chain_count;
   std::vector<float> visible_offset, hidden_offset;
   int64_t k;
+  bool sample_hidden = false;
 };
 
 struct Outputs {
@@ -34,8 +35,11 @@ Outputs exact_cd(const RbmModel& model, const Inputs& in, uint64_t seed) {
   out.hidden_mean = out.dc;
   out.moved = persistent ? in.chains : in.data;
   out.statistics = {0.0, 0.0};
-  const auto add = [&](const double* v, int64_t rows, double sign) {
-    const std::vector<double> h = model.draw(v, true, 1.0, 0, 0, 0).mean;
+  const auto add = [&](const double* v, int64_t rows, double sign, int64_t row, int64_t step) {
+    const RbmDraw drawn =
+        model.draw(v, true, 1.0, seed, static_cast<uint32_t>(kOffset + row), static_cast<uint32_t>(step));
+    const std::vector<double>& h = in.sample_hidden ? drawn.state : drawn.mean;
+    out.tie |= in.sample_hidden && drawn.tie;
     const double share = sign / static_cast<double>(rows);
     for (size_t i = 0; i < V; ++i) {
       const double scale = model.inverse_variance.empty() ? 1.0 : static_cast<double>(model.inverse_variance[i]);
@@ -66,9 +70,12 @@ Outputs exact_cd(const RbmModel& model, const Inputs& in, uint64_t seed) {
         out.statistics[0] += difference * difference / static_cast<double>(in.rows);
       }
     }
-    add(v, in.chain_count, 1.0);
+    add(v, in.chain_count, 1.0, r, kStep + 2 * in.k);
   }
-  for (int64_t r = 0; r < in.rows; ++r) add(in.data.data() + static_cast<size_t>(r) * V, in.rows, -1.0);
+  const int64_t positive_step = persistent || in.k == 0 ? kStep + 2 * in.k + 1 : kStep;
+  for (int64_t r = 0; r < in.rows; ++r) {
+    add(in.data.data() + static_cast<size_t>(r) * V, in.rows, -1.0, r, positive_step);
+  }
   for (size_t i = 0; i < V; ++i) {
     for (size_t j = 0; j < H; ++j) {
       if (!in.visible_offset.empty()) out.dW[i * H + j] -= static_cast<double>(in.visible_offset[i]) * out.dc[j];
@@ -107,6 +114,7 @@ Found run_cd(RbmModel& model, const Inputs& in, uint64_t seed, int threads) {
   args.k = in.k;
   args.chain_offset = kOffset;
   args.step = kStep;
+  args.sample_hidden = in.sample_hidden;
   args.dW = floats(out.dW);
   args.db = floats(out.db);
   args.dc = floats(out.dc);
@@ -122,18 +130,25 @@ Found run_cd(RbmModel& model, const Inputs& in, uint64_t seed, int threads) {
 TEST(rbm_cd_values) {
   struct Case {
     int64_t rows, chain_count, k;  // chain_count 0: chains start at the data
-    bool offsets;
+    bool offsets, sample_hidden;
   };
-  const Case cases[] = {{1, 0, 1, false},  {40, 0, 1, true}, {33, 0, 3, false}, {20, 37, 2, true},
-                        {37, 6, 1, false}, {9, 0, 0, true},  {9, 5, 0, false}};
+  const Case cases[] = {{1, 0, 1, false, false}, {40, 0, 1, true, false},  {33, 0, 3, false, true},
+                        {20, 37, 2, true, true}, {37, 6, 1, false, false}, {9, 0, 0, true, true},
+                        {9, 5, 0, false, true},  {9, 5, 0, true, false}};
   int index = 0;
   for (const RbmShape& shape : rbm_shapes()) {
     if (shape.rounded && shape.visible_kind == UnitKind::kGaussian) continue;  // rounding to bfloat16 has ties too
     RbmModel model(shape);
     for (const Case& c : cases) {
       if (shape.visible > 200 && c.rows == 33) continue;  // long in emulation
-      Inputs in = {
-          model.states(c.rows, false, 21), {}, c.rows, c.chain_count == 0 ? c.rows : c.chain_count, {}, {}, c.k};
+      Inputs in = {model.states(c.rows, false, 21),
+                   {},
+                   c.rows,
+                   c.chain_count == 0 ? c.rows : c.chain_count,
+                   {},
+                   {},
+                   c.k,
+                   c.sample_hidden};
       if (c.chain_count > 0) in.chains = model.states(c.chain_count, false, 22);
       if (c.offsets) {
         in.visible_offset = RbmModel::floats(shape.visible, 0.5, 23);
@@ -146,7 +161,7 @@ TEST(rbm_cd_values) {
       for_each_isa([&](const genfast::Probe&, const char* isa) {
         const Found found = run_cd(model, in, seed, 1);
         CHECK(!found.bad && found == run_cd(model, in, seed, 3), "%s %s threads", isa, shape.name().c_str());
-        const bool real = shape.visible_kind == UnitKind::kGaussian || shape.hidden_kind == UnitKind::kGaussian;
+        const bool real = is_real(shape.visible_kind) || is_real(shape.hidden_kind);
         const auto compare = [&](const char* what, const Array& values, const std::vector<double>& truth, double bound,
                                  const std::vector<double>* sizes) {
           CHECK(values.guards_hold(), "%s", what);

@@ -14,11 +14,12 @@ def model(dtype=torch.float32):
     return v, (0.2 * W).to(dtype), b.to(dtype), c.to(dtype)
 
 
+@pytest.mark.parametrize("sample_hidden", [False, True])
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.01), (0.5, 0.0), (0.0, 0.1)])
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_is_a_step_of_sgd(isa, dtype, persistent, momentum, decay, centered):
+def test_is_a_step_of_sgd(isa, dtype, persistent, momentum, decay, centered, sample_hidden):
     v, W, b, c = model(dtype)
     parameters = [torch.nn.Parameter(t.clone()) for t in (W, b, c)]
     groups = [{"params": parameters[:1], "weight_decay": decay}, {"params": parameters[1:]}]
@@ -28,7 +29,7 @@ def test_is_a_step_of_sgd(isa, dtype, persistent, momentum, decay, centered):
     chains = v[:7] if persistent else None
     others = chains
     for step in range(3):
-        common = {"seed": 5, "step": 4 * step, "k": 2, **offsets}
+        common = {"seed": 5, "step": 4 * step, "k": 2, "sample_hidden": sample_hidden, **offsets}
         with torch.no_grad():
             expected = ops.rbm_cd(v, *parameters, chains=others, **common)
         for parameter, gradient in zip(parameters, expected[:3], strict=True):

@@ -89,7 +89,9 @@ def test_every_pair_of_units(backend, isa, dtype, pair):
 @pytest.mark.parametrize(
     ("backend", "isa", "dtype"), backends(OP, [torch.float32, torch.bfloat16, torch.float64]), indirect=["isa"]
 )
-@pytest.mark.parametrize("pair", [("bernoulli", "bernoulli"), ("gaussian", "softmax:3"), ("softmax:2", "gaussian")])
+@pytest.mark.parametrize(
+    "pair", [("bernoulli", "bernoulli"), ("gaussian", "softmax:3"), ("softmax:2", "gaussian"), ("bernoulli", "relu")]
+)
 def test_parts_shards_and_threads_draw_what_the_whole_does(backend, isa, dtype, pair):
     """Continued, split by chain_offset and on 1, 2 or 3 threads; bit for bit where the kernel promises it."""
     if backend == "reference" and dtype != torch.float64:

@@ -225,10 +225,11 @@ def test_softplus_at_its_ends(x):
     np.testing.assert_allclose(-got.double(), np.logaddexp(float(W), 0.0), rtol=3e-7, atol=1e-37)
 
 
-# ---- whole chains and gradients, by the checks that run on GPUs; and that these can fail -----------------------------
+# ---- chains, gradients and packed states, by the checks that run on GPUs; and that these can fail --------------------
 
 
 CHECKS = {f"{op}-{check.name}": check for op in ("rbm_gibbs", "rbm_cd") for check in checks_of(f"triton/{op}")}
+CHECKS |= {"rbm_half_step-packed": next(c for c in checks_of("triton/rbm_half_step") if c.name == "packed")}
 
 
 @pytest.mark.slow
@@ -282,6 +283,7 @@ def output_with(index, change):
         ("rbm_half_step", "precisions", half_step_with(1, lambda W: (W.double() * (1 + 2**-18)).to(W.dtype))),
         ("rbm_half_step", "temperatures", half_step_with(4, lambda beta: None if beta is None else beta[:1])),
         ("rbm_half_step", "units", half_step_with(3, lambda logvar: None)),
+        ("rbm_half_step", "packed", output_with(0, lambda state: state.flip(-1))),
         ("rbm_half_step", "layouts", half_step_with(2, lambda bias: bias * (1 + 2**-16))),
         ("rbm_gibbs", "gibbs", half_step_with(12, lambda chain: 0)),
         ("rbm_gibbs", "gibbs", output_with(0, lambda v: torch.cat((v[:-1], 1 - v[-1:])))),
