@@ -41,10 +41,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     A query that sees no key takes 0 from its attention, never NaN.
 
-    Args:
-        *args: as of ``torch.nn.TransformerEncoderLayer``: d_model, nhead, dim_feedforward, dropout, activation,
-            layer_norm_eps, batch_first, norm_first, bias, device, dtype.
-        **kwargs: the same by name.
+    Takes the arguments of ``torch.nn.TransformerEncoderLayer``: d_model, nhead, dim_feedforward, dropout,
+    activation, layer_norm_eps, batch_first, norm_first, bias, device, dtype.
 
     Source: Vaswani et al., "Attention is all you need", 2017; ``norm_first``: Xiong et al., "On layer normalization in
     the transformer architecture", 2020.
@@ -88,10 +86,8 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
     """``torch.nn.TransformerDecoderLayer`` with ``genfast.nn.MultiheadAttention``, and otherwise the same.
 
-    Args:
-        *args: as of ``torch.nn.TransformerDecoderLayer``: d_model, nhead, dim_feedforward, dropout, activation,
-            layer_norm_eps, batch_first, norm_first, bias, device, dtype.
-        **kwargs: the same by name.
+    Takes the arguments of ``torch.nn.TransformerDecoderLayer``: d_model, nhead, dim_feedforward, dropout,
+    activation, layer_norm_eps, batch_first, norm_first, bias, device, dtype.
 
     Source: Vaswani et al., "Attention is all you need", 2017.
 
@@ -110,9 +106,8 @@ class TransformerEncoder(nn.TransformerEncoder):
     In eval mode without gradients, with a padding mask and ``enable_nested_tensor``, PyTorch turns the batch into a
     nested tensor; this one leaves that to PyTorch's implementation and returns the same, zeros at the padding included.
 
-    Args:
-        *args: as of ``torch.nn.TransformerEncoder``: encoder_layer, num_layers, norm, enable_nested_tensor, mask_check.
-        **kwargs: the same by name.
+    Takes the arguments of ``torch.nn.TransformerEncoder``: encoder_layer, num_layers, norm, enable_nested_tensor,
+    mask_check.
 
     Examples:
         >>> encoder = TransformerEncoder(TransformerEncoderLayer(16, 4, 32, batch_first=True), 2)
@@ -127,9 +122,7 @@ class TransformerEncoder(nn.TransformerEncoder):
 class TransformerDecoder(nn.TransformerDecoder):
     """``torch.nn.TransformerDecoder``; copies of PyTorch's decoder layer become genfast's.
 
-    Args:
-        *args: as of ``torch.nn.TransformerDecoder``: decoder_layer, num_layers, norm.
-        **kwargs: the same by name.
+    Takes the arguments of ``torch.nn.TransformerDecoder``: decoder_layer, num_layers, norm.
 
     Examples:
         >>> decoder = TransformerDecoder(TransformerDecoderLayer(16, 4, 32, batch_first=True), 2)
@@ -143,11 +136,9 @@ class TransformerDecoder(nn.TransformerDecoder):
 class Transformer(nn.Transformer):
     """``torch.nn.Transformer`` of genfast's layers, and otherwise the same.
 
-    Args:
-        *args: as of ``torch.nn.Transformer``: d_model, nhead, num_encoder_layers, num_decoder_layers, dim_feedforward,
-            dropout, activation, custom_encoder, custom_decoder, layer_norm_eps, batch_first, norm_first, bias, device,
-            dtype.
-        **kwargs: the same by name.
+    Takes the arguments of ``torch.nn.Transformer``: d_model, nhead, num_encoder_layers, num_decoder_layers,
+    dim_feedforward, dropout, activation, custom_encoder, custom_decoder, layer_norm_eps, batch_first, norm_first,
+    bias, device, dtype.
 
     Source: Vaswani et al., "Attention is all you need", 2017.
 
