@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from genfast import random
 from genfast.ops import _attention_formula as formula
 from genfast.ops import _attention_reference as plain
+from genfast.verify import _gpu
 from genfast.verify._core import Check, Context, Tensor
 
 __all__ = ["checks"]
@@ -174,7 +176,45 @@ def _layouts(c: Context, name: str) -> None:
         c.ran(dtype, shape, "heads inside rows", "expanded")
 
 
+def _zero_sizes(c: Context, name: str) -> None:
+    """No batch, no queries, no keys: zeros, and log-sums of minus infinity."""
+    op = _OPS[name][0]
+    for shape in (_Shape(0, 2, 1, 5, 6, 8, 8), _Shape(1, 2, 1, 0, 6, 8, 8), _Shape(1, 2, 1, 5, 0, 8, 8)):
+        for dtype in _allowed(c, 0):
+            args = _arguments(name, _problem(c, dtype, shape, {}), lambda other, *args: _OPS[other][0](*args))
+            for label, got in zip(_OPS[name][2], op(*args), strict=True):
+                empty = got is None or bool(((got == 0) | (got == -math.inf)).all())
+                c.require(empty, f"{label} of {shape} {dtype} is not empty, zero or minus infinity")
+            c.ran(dtype, shape, "zero sizes")
+
+
+def _device_call(name: str, first: Tensor, second: Tensor, seed: Any) -> tuple[Tensor, ...]:
+    """The op of two matrices [S, D], with dropout, for the checks of streams and graphs."""
+    q, k = first[None, None], second[None, None]
+    primals, tangents = (q, k, k, None, None, None), (k, q, q, None, None, None)
+    drawn = random.as_seed(seed, first.device)
+    x = _Problem(primals, tangents, (q, q.float().sum(-1)), (None, None, None, drawn, 0.125, 0.0, 0.25, -1, 0, 0))
+    got = _OPS[name][0](*_arguments(name, x, lambda other, *args: _OPS[other][0](*args)))
+    return tuple(t for t in got if t is not None)
+
+
+def _streams(c: Context, name: str) -> None:
+    """Runs on the current stream, not on the default one; and on a device that is not the current one."""
+    _gpu.on_side_stream(c, (130, 64), functools.partial(_device_call, name))
+
+
+def _graphs(c: Context, name: str) -> None:
+    """CUDA-graph capture and replay, with the seed of the dropout drawn on the device."""
+    _gpu.captured(c, (130, 64), functools.partial(_device_call, name))
+
+
 def checks(name: str) -> tuple[Check, ...]:
     """The checks of ``"forward"``, ``"backward"``, ``"tangent"`` or ``"second"``."""
-    runs = {"shapes": _shapes, "options": _options, "repeats": _repeats, "layouts": _layouts}
-    return tuple(Check(label, functools.partial(run, name=name)) for label, run in runs.items())
+    runs = {
+        "shapes": _shapes, "options": _options, "repeats": _repeats, "layouts": _layouts, "zero sizes": _zero_sizes,
+        "streams": _streams, "graphs": _graphs,
+    }  # fmt: skip
+    return tuple(
+        Check(label, functools.partial(run, name=name), gpu_only=label in ("streams", "graphs"))
+        for label, run in runs.items()
+    )
