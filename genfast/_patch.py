@@ -144,9 +144,7 @@ def _twin(cls: type[nn.Module]) -> tuple[type[nn.Module] | None, str]:
     """What takes the place of a class and what to say of it; (None, "") for one without attention."""
     if cls in TWINS:
         return TWINS[cls], f"genfast.nn.{TWINS[cls].__name__}"
-    if issubclass(cls, tuple(TWINS.values())):
-        return None, "genfast's already"
-    if _REBOUND in cls.__dict__:
+    if issubclass(cls, tuple(TWINS.values())) or _REBOUND in cls.__dict__:
         return None, "genfast's already"
     mentioning = _mentioning(cls)
     rebound = {name: method for name, method in map(_rebound, mentioning.items()) if method is not None}
