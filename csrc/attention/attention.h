@@ -36,6 +36,19 @@ struct Attention {
   float dropout_factor;
   uint64_t seed;
   int64_t left, right, shift;  // key j is visible to query i where -left <= j - (i + shift) <= right; -1: no bound
+  int64_t batch_offset;        // of the batch's first element in the batch that dropout counts
+
+  // Packed sequences, or null: sequence n has rows q_starts[n] ... q_starts[n + 1] of q and of what is of its shape,
+  // and of k and v likewise. `batch` counts them, `queries` and `keys` are those of all together, indices are by row of
+  // all; bias, mask and table are by sequence and position in it.
+  const int64_t *q_starts, *k_starts;
+  bool bottom_right;  // keys - queries of each sequence adds to its shift
+
+  // Set by the functions below.
+  DType out_dtype;                       // of out
+  int64_t lse_batch, lse_head, lse_row;  // strides of lse and its like
+  const int32_t* pages;  // key j is row j % page_size of element pages[j / page_size] of k's and v's batch; or null
+  int64_t page_size;
 };
 
 struct AttentionForward {
@@ -71,19 +84,45 @@ struct AttentionGradient {
   BiasGradient bias_gradient;
   void* dbias;
   int64_t bias_batch, bias_heads;
-  float* dtable;      // [splits, batch, heads, table_length], written; or null
-  float* dq_partial;  // [splits, batch, heads, queries, depth] where splits > 1
-  int64_t splits;     // of the keys: attention_splits()
+  float* dtable;                         // [splits, batch, heads, table_length], written; or null
+  float* dq_partial;                     // [splits, batch, heads, queries, depth] where splits > 1
+  int64_t splits;                        // of the keys: attention_splits(), the most of any packed sequence
+  int64_t partial_split, partial_batch;  // strides of dq_partial, set by attention_gradient()
 
   // Second order: the gradient of <dout, out'> + <dlse, lse'>. Null q for first order.
   bool second;
   AttentionTangent t;  // its out and lse are read
 };
 
+// Forward over the first lengths[b] keys of each element b of the batch, whose last query sees the last of them. k and
+// v have room for a.keys.
+struct AttentionDecode {
+  Attention a;
+  float* lse;              // written
+  const int64_t* lengths;  // [batch]
+  // The keys lie in pages of page_size rows, numbers blocks[b, :] of k's and v's batch; null: in element b itself.
+  const int32_t* blocks;
+  int64_t blocks_stride, page_size;
+  int64_t splits;  // of the keys: attention_splits()
+  float* partial;  // [splits, batch, heads, queries, value_depth + 1] where splits > 1: out and lse of each
+};
+
+// Rows [batch, heads, count, width] after the first lengths[b] ones of a cache laid out as AttentionDecode's.
+struct AttentionAppend {
+  DType dtype;
+  Rows rows, cache;
+  int64_t batch, heads, count, width;
+  const int64_t* lengths;
+  const int32_t* blocks;
+  int64_t blocks_stride, page_size;
+};
+
 namespace cpu {
 void attention_forward(const AttentionForward& args, int threads);
 void attention_tangent(const AttentionTangent& args, int threads);
 void attention_gradient(const AttentionGradient& args, int threads);
+void attention_decode(const AttentionDecode& args, int threads);
+void attention_append(const AttentionAppend& args);
 // Parts that the gradient divides the keys into; it depends on the shapes alone, so that results do not depend on the
 // number of threads.
 int64_t attention_splits(int64_t batch, int64_t kv_heads, int64_t queries, int64_t keys);

@@ -16,6 +16,8 @@ GENFAST_DECLARE_PER_ISA(int64_t, attention_forward_floats, (const Attention&))
 GENFAST_DECLARE_PER_ISA(void, attention_forward_unit, (const AttentionForward&, const AttentionUnit&, float* room))
 GENFAST_DECLARE_PER_ISA(int64_t, attention_tangent_floats, (const Attention&))
 GENFAST_DECLARE_PER_ISA(void, attention_tangent_unit, (const AttentionTangent&, const AttentionUnit&, float* room))
+// out and lse of (batch, head) from those of the splits.
+GENFAST_DECLARE_PER_ISA(void, attention_merge_splits, (const AttentionDecode&, int64_t batch, int64_t head))
 // Gradients of the keys of one split of one head.
 GENFAST_DECLARE_PER_ISA(int64_t, attention_gradient_floats, (const AttentionGradient&))
 GENFAST_DECLARE_PER_ISA(void, attention_gradient_unit,

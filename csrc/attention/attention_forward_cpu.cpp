@@ -122,22 +122,24 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       t.keys = smaller(last - t.key, t.packed_keys);
       float* const own_keys = keys + block * key_floats;
       float* const own_values = values + block * value_floats;
+      const int64_t element = a.pages == nullptr ? t.batch : a.pages[t.key / a.page_size];
+      const int64_t row = a.pages == nullptr ? t.key : t.key % a.page_size;
       gemm::Right rows = packed_keys(t, own_values);
       if (in_place) {
-        const char* const from = row_at(a.v, a.dtype, t.batch, unit.kv_head, t.key);
+        const char* const from = row_at(a.v, a.dtype, element, unit.kv_head, row);
         rows = {reinterpret_cast<const float*>(from), kTileColumns, a.v.row};
       }
       if (packed[block] == 0.0f) {
         if (!few) {
-          pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, own_keys);
+          pack(Form::kGroups, a.k, a.dtype, element, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
         }
         if (!in_place) {
-          pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, own_values);
+          pack(Form::kRows, a.v, a.dtype, element, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
         }
         packed[block] = 1.0f;
       }
       if (few) {
-        const char* const from = row_at(a.k, a.dtype, t.batch, unit.kv_head, t.key);
+        const char* const from = row_at(a.k, a.dtype, element, unit.kv_head, row);
         with_type(a.dtype, [&](auto* type) {
           few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), a.k.row, t, a.depth, tile);
         });
@@ -157,14 +159,46 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {
-      float* const lse = args.lse + (t.batch * a.heads + t.head) * a.queries + t.query + i;
+      float* const lse = args.lse + statistics_at(a, t) + i * a.lse_row;
       *lse = total[i] == 0.0f ? scalar_from_bits(0xFF800000u) : top[i] + ::logf(total[i]);
       if (fresh || total[i] == 0.0f) memset(out + i * width, 0, static_cast<size_t>(width) * sizeof(float));
-      char* const to = row_at(a.out, a.dtype, t.batch, t.head, t.query + i);
-      with_type(a.dtype, [&](auto* type) {
+      char* const to = row_at(a.out, a.out_dtype, t.batch, t.head, t.query + i);
+      with_type(a.out_dtype, [&](auto* type) {
         from_float(out + i * width, a.value_depth, total[i] == 0.0f ? 1.0f : 1.0f / total[i],
                    reinterpret_cast<decltype(type)>(to));
       });
+    }
+  }
+}
+
+void attention_merge_splits(const AttentionDecode& args, int64_t batch, int64_t head) {
+  const Attention& a = args.a;
+  const int64_t width = a.value_depth + 1, split = a.batch * a.heads * a.queries * width;
+  for (int64_t i = 0; i < a.queries; ++i) {
+    const float* const own = args.partial + ((batch * a.heads + head) * a.queries + i) * width;
+    float top = scalar_from_bits(0xFF800000u), total = 0.0f;
+    bool undefined = false;
+    for (int64_t s = 0; s < args.splits; ++s) {
+      const float lse = own[s * split + a.value_depth];
+      undefined = undefined || lse != lse;
+      top = top < lse ? lse : top;
+    }
+    const bool empty = top == scalar_from_bits(0xFF800000u);
+    for (int64_t s = 0; s < args.splits; ++s) {
+      if (!empty) total += ::expf(own[s * split + a.value_depth] - top);
+    }
+    const float lse = undefined ? scalar_from_bits(0x7FC00000u) : empty ? top : top + ::logf(total);
+    args.lse[statistics_at(a, {batch, head, i, 0, 0, 0, 0, 0})] = lse;
+    char* const to = row_at(a.out, a.dtype, batch, head, i);
+    for (int64_t c = 0; c < a.value_depth; c += kWidth) {
+      const int64_t some = a.value_depth - c;
+      VecF sum = broadcast(0.0f);
+      for (int64_t s = 0; s < args.splits && !empty; ++s) {
+        const float part = own[s * split + a.value_depth];
+        if (part == scalar_from_bits(0xFF800000u)) continue;  // nothing seen
+        sum = fma(broadcast(::expf(part - lse)), load_upto(own + s * split + c, some), sum);
+      }
+      with_type(a.dtype, [&](auto* type) { store_upto(reinterpret_cast<decltype(type)>(to) + c, sum, some); });
     }
   }
 }

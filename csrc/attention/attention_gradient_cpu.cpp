@@ -47,6 +47,11 @@ void add_bias_gradient(const AttentionGradient& args, const Tile& t, const float
   }
 }
 
+// Where dq of (batch, head) begins in a split's partial sums.
+int64_t partial_at(const AttentionGradient& args, int64_t batch, int64_t head) {
+  return batch * args.partial_batch + head * args.a.lse_head * args.a.depth;
+}
+
 void clear(float* out, int64_t floats) { memset(out, 0, static_cast<size_t>(floats) * sizeof(float)); }
 
 // Zeros for the sums that add_bias_gradient() adds to.
@@ -134,8 +139,7 @@ void attention_gradient_unit(const AttentionGradient& args, int64_t batch, int64
     if (args.splits == 1) {
       store_rows(a.dtype, dq, depth, a.queries, a.depth, a.scale, args.dq, batch, head, 0);
     } else {
-      const int64_t matrix = (split * a.batch + batch) * a.heads + head;
-      float* const own = args.dq_partial + matrix * a.queries * a.depth;
+      float* const own = args.dq_partial + split * args.partial_split + partial_at(args, batch, head);
       for (int64_t i = 0; i < a.queries; ++i) from_float(dq + i * depth, a.depth, a.scale, own + i * a.depth);
     }
   }
@@ -147,8 +151,8 @@ void attention_gradient_unit(const AttentionGradient& args, int64_t batch, int64
 
 void attention_sum_splits(const AttentionGradient& args, int64_t batch, int64_t head) {
   const Attention& a = args.a;
-  const int64_t split = a.batch * a.heads * a.queries * a.depth;
-  const float* const own = args.dq_partial + (batch * a.heads + head) * a.queries * a.depth;
+  const int64_t split = args.partial_split;
+  const float* const own = args.dq_partial + partial_at(args, batch, head);
   for (int64_t i = 0; i < a.queries; ++i) {
     char* const to = row_at(args.dq, a.dtype, batch, head, i);
     for (int64_t c = 0; c < a.depth; c += kWidth) {

@@ -73,7 +73,7 @@ static QuerySide query_side(const AttentionGradient& args, int64_t block, float*
 
 GENFAST_NOINLINE void load_queries(const AttentionGradient& args, const Tile& t, const QuerySide& side) {
   const Attention& a = args.a;
-  const int64_t block = t.stride, row = (t.batch * a.heads + t.head) * a.queries + t.query;
+  const int64_t block = t.stride, row = statistics_at(a, t);
   const auto load = [&](const Rows& x, int64_t depth, float scale, float* columns, float* rows) {
     pack(Form::kColumns, x, a.dtype, t.batch, t.head, t.query, t.queries, depth, scale, columns);
     pack(Form::kRows, x, a.dtype, t.batch, t.head, t.query, t.queries, depth, scale, rows);

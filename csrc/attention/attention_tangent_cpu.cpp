@@ -37,7 +37,7 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
   for (int64_t item = unit.first; item < unit.last; ++item) {
     Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, 0, nq};
     t.queries = smaller(a.queries - t.query, nq);
-    const int64_t row = (t.batch * a.heads + t.head) * a.queries + t.query;
+    const int64_t row = statistics_at(a, t);
     pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
     pack(Form::kColumns, args.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q_tangent);
     load_lse(a.lse + row, t.queries, nq, lse);

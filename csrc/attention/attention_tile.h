@@ -31,7 +31,12 @@ GENFAST_INLINE int64_t block_of(int64_t count, int64_t most, int64_t unit) {
   return count == 0 ? unit : up_to(parts(count, parts(count, most)), unit);
 }
 GENFAST_INLINE int64_t query_block(const Attention& a) { return block_of(a.queries, kMostQueries, kTileColumns); }
-GENFAST_INLINE int64_t key_block(const Attention& a) { return block_of(a.keys, kMostKeys, 24); }
+GENFAST_INLINE int64_t key_block(const Attention& a) {
+  if (a.pages == nullptr) return block_of(a.keys, kMostKeys, 24);
+  int64_t block = smaller(a.page_size, kMostKeys);  // the largest that divides a page
+  while (a.page_size % block != 0) --block;
+  return block;
+}
 
 GENFAST_INLINE int64_t width_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 GENFAST_INLINE char* row_at(const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t row) {
@@ -159,6 +164,11 @@ struct Tile {
   int64_t packed_keys;     // of the block, as packed
   int64_t stride;          // of the buffers, a whole block of queries
 };
+
+// Where the statistics of a tile's rows begin.
+GENFAST_INLINE int64_t statistics_at(const Attention& a, const Tile& t) {
+  return t.batch * a.lse_batch + t.head * a.lse_head + t.query * a.lse_row;
+}
 
 // Keys of a tile that come before the first that the queries [0, count) cannot see: the bound on the right.
 GENFAST_INLINE int64_t seen_until(const Attention& a, const Tile& t, int64_t count) {
@@ -457,7 +467,7 @@ GENFAST_NOINLINE void finish_scores(const Attention& a, const Tile& t, float* ti
 // The factors of dropout: 0 or a.dropout_factor. Tiles begin at multiples of eight keys.
 GENFAST_NOINLINE void dropout_factors(const Attention& a, const RoundKeys& keys, const Tile& t, float* out) {
   const VecF threshold = broadcast(static_cast<float>(a.dropout_threshold)), factor = broadcast(a.dropout_factor);
-  const uint32_t matrix = static_cast<uint32_t>(t.batch * a.heads + t.head);
+  const uint32_t matrix = static_cast<uint32_t>((a.batch_offset + t.batch) * a.heads + t.head);
   for (int64_t j = 0; j < t.keys; j += 8) {
     const int64_t some = smaller(t.keys - j, 8);
     for (int64_t i = 0; i < t.queries; i += kWidth) {

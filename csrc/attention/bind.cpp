@@ -25,7 +25,7 @@ Attention attention_of(int dtype, const Shape& shape, const Strides3& q, const S
                        int64_t table_batch, int64_t table_head, int64_t table_length, Address q_index, Address k_index,
                        Address mask, const Strides4& mask_stride, Address sinks, double scale, double softcap,
                        uint32_t dropout_threshold, double dropout_factor, uint64_t seed, int64_t left, int64_t right,
-                       int64_t shift) {
+                       int64_t shift, int64_t batch_offset, Address q_starts, Address k_starts, bool bottom_right) {
   Attention a = {};
   a.dtype = static_cast<DType>(dtype);
   a.batch = shape[0];
@@ -59,6 +59,10 @@ Attention attention_of(int dtype, const Shape& shape, const Strides3& q, const S
   a.left = left;
   a.right = right;
   a.shift = shift;
+  a.batch_offset = batch_offset;
+  a.q_starts = pointer<const int64_t>(q_starts);
+  a.k_starts = pointer<const int64_t>(k_starts);
+  a.bottom_right = bottom_right;
   return a;
 }
 
@@ -89,6 +93,30 @@ void bind_attention(pybind11::module_& cpu) {
   cpu.def(
       "attention_forward",
       [](const Attention& a, Address lse, int threads) { cpu::attention_forward({a, pointer<float>(lse)}, threads); },
+      release);
+  cpu.def(
+      "attention_decode",
+      [](const Attention& a, Address lse, Address lengths, Address blocks, int64_t blocks_stride, int64_t page_size,
+         int64_t splits, Address partial, int threads) {
+        const AttentionDecode args = {a,
+                                      pointer<float>(lse),
+                                      pointer<const int64_t>(lengths),
+                                      pointer<const int32_t>(blocks),
+                                      blocks_stride,
+                                      page_size,
+                                      splits,
+                                      pointer<float>(partial)};
+        cpu::attention_decode(args, threads);
+      },
+      release);
+  cpu.def(
+      "attention_append",
+      [](int dtype, const Strides3& rows, const Strides3& cache, int64_t batch, int64_t heads, int64_t count,
+         int64_t width, Address lengths, Address blocks, int64_t blocks_stride, int64_t page_size) {
+        cpu::attention_append({static_cast<DType>(dtype), rows_of(rows), rows_of(cache), batch, heads, count, width,
+                               pointer<const int64_t>(lengths), pointer<const int32_t>(blocks), blocks_stride,
+                               page_size});
+      },
       release);
   cpu.def("attention_tangent", &cpu::attention_tangent, release);
   cpu.def(
