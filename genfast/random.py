@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["as_seed", "attention_keep", "normal", "philox", "rbm_normal", "rbm_uniform", "uniform"]
+__all__ = ["as_seed", "attention_keep", "attention_keep_at", "normal", "philox", "rbm_normal", "rbm_uniform", "uniform"]
 
 TENSOR_NORMAL = 1
 TENSOR_UNIFORM = 2
@@ -182,11 +182,12 @@ def rbm_normal(
 
 
 def attention_keep(
-    batch: int, heads: int, queries: int, keys: int, seed: torch.Tensor, dropout_p: float
+    batch: int, heads: int, queries: int, keys: int, seed: torch.Tensor, dropout_p: float, batch_offset: int = 0
 ) -> torch.Tensor:
     """Which attention weights [batch, heads, queries, keys] dropout keeps, bool, equal on every backend.
 
-    A weight is kept where its 16-bit lane is at least ``round(dropout_p * 65536)``.
+    A weight is kept where its 16-bit lane is at least ``round(dropout_p * 65536)``. ``batch_offset`` is the index of
+    the first element in the whole batch.
 
     Examples:
         >>> keep = attention_keep(2, 3, 50, 70, torch.tensor(4), 0.25)
@@ -196,9 +197,28 @@ def attention_keep(
         0.75
     """
     arange = functools.partial(torch.arange, device=seed.device)
-    head = arange(0, batch * heads).view(-1, 1, 1)
+    head = arange(0, batch * heads).view(-1, 1, 1) + batch_offset * heads
     words = torch.stack(
         philox(arange(0, (keys + 7) // 8), arange(0, queries).unsqueeze(1), head, ATTENTION_DROPOUT, seed), dim=-1
     )
     lanes = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(2)[..., :keys]
     return (lanes >= round(dropout_p * 65536)).view(batch, heads, queries, keys)
+
+
+def attention_keep_at(
+    rows: torch.Tensor, columns: torch.Tensor, matrices: torch.Tensor, seed: torch.Tensor, dropout_p: float
+) -> torch.Tensor:
+    """``attention_keep`` at int64 coordinates that broadcast; ``matrices`` are batch * heads + head.
+
+    Examples:
+        >>> row, column, matrix = torch.arange(4).view(-1, 1), torch.arange(9), torch.arange(6).view(-1, 1, 1)
+        >>> keep = attention_keep_at(row, column, matrix, torch.tensor(4), 0.25)
+        >>> torch.equal(keep, attention_keep(2, 3, 4, 9, torch.tensor(4), 0.25).flatten(0, 1))
+        True
+    """
+    words = philox(columns // 8, rows, matrices, ATTENTION_DROPOUT, seed)
+    lane = columns % 8
+    word = words[3]
+    for i in range(3):
+        word = torch.where(lane // 2 == i, words[i], word)
+    return torch.where(lane % 2 == 0, word & 0xFFFF, word >> 16) >= round(dropout_p * 65536)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from genfast._native import DTYPE_CODES, C
+from genfast.launch._attention_packed import one_by_one
 from genfast.launch._common import pointer
 
 __all__ = [
@@ -59,16 +60,22 @@ def _empty(like: Tensor, rows: int, width: int) -> Tensor:
 class _Call:
     """The C++ view of a call, and the tensors that it points into."""
 
-    __slots__ = ("bias", "kept", "shape", "table", "view")
+    __slots__ = ("bias", "kept", "shape", "starts", "table", "view")
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, table: Tensor | None, sinks: Tensor | None,
         out: Tensor, lse: Tensor | None, mask: Tensor | None, q_index: Tensor | None, k_index: Tensor | None,
-        seed: Tensor | None, scale: float, softcap: float, dropout_p: float, left: int, right: int, shift: int,
+        q_starts: Tensor | None, k_starts: Tensor | None, seed: Tensor | None, scale: float, softcap: float,
+        dropout_p: float, left: int, right: int, shift: int, bottom_right: bool, batch_offset: int,
     ) -> None:  # fmt: skip
         (q_rows, q), (k_rows, k), (v_rows, v), (out_rows, out) = _rows(q), _rows(k), _rows(v), _rows(out)
         batch, heads, queries, depth = q.shape
         _, kv_heads, keys, value_depth = v.shape
+        if q_starts is not None and k_starts is not None:
+            q_starts, k_starts = q_starts.contiguous(), k_starts.contiguous()
+            batch = q_starts.shape[0] - 1
+        elif bottom_right:
+            shift += keys - queries
         self.shape = (batch, heads, kv_heads, queries, keys, depth, value_depth)
         table_batch = table_head = table_length = threshold = key = 0
         factor = 1.0
@@ -87,19 +94,34 @@ class _Call:
             factor = 0.0 if threshold >= 65536 else 1.0 / (1.0 - dropout_p)
             key = int(seed) & 0xFFFFFFFFFFFFFFFF
         self.bias, self.table = bias, table
+        self.starts = None if q_starts is None or k_starts is None else (q_starts, k_starts)
         self.kept = (q, k, v, out, lse, sinks, mask, q_index, k_index)
         self.view = C.cpu.Attention(
             DTYPE_CODES[q.dtype], self.shape, q_rows, k_rows, v_rows, out_rows, pointer(lse), pointer(bias),
             _NO_ROWS if bias is None else _repeating(bias), pointer(table), table_batch, table_head, table_length,
             pointer(q_index), pointer(k_index), pointer(mask), _NO_ROWS if mask is None else _repeating(mask),
-            pointer(sinks), scale, softcap, threshold, factor, key, left, right, shift,
+            pointer(sinks), scale, softcap, threshold, factor, key, left, right, shift, batch_offset,
+            pointer(q_starts), pointer(k_starts), bottom_right,
         )  # fmt: skip
+
+
+def _clear_rest(call: _Call, side: int, *outputs: Tensor | float) -> None:
+    """Fills the rows of ``outputs`` after the last packed sequence: what no sequence writes."""
+    if call.starts is None:
+        return
+    end = int(call.starts[side][-1])
+    value = outputs[-1] if isinstance(outputs[-1], float) else 0.0
+    for x in outputs:
+        if isinstance(x, Tensor) and end < x.shape[2]:
+            x[:, :, end:] = value
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, *fixed: Any) -> tuple[Tensor, Tensor]:
     out = _empty(q, q.shape[2], v.shape[3])
     lse = torch.empty(q.shape[:3], dtype=torch.float32)
     call = _Call(q, k, v, bias, table, sinks, out, None, *fixed)
+    _clear_rest(call, 0, out)
+    _clear_rest(call, 0, lse, -torch.inf)
     C.cpu.attention_forward(call.view, lse.data_ptr(), torch.get_num_threads())
     return out, lse
 
@@ -129,6 +151,7 @@ def tangent(
     out_t = _empty(q, q.shape[2], v.shape[3])
     lse_t = torch.empty(q.shape[:3], dtype=torch.float32)
     call = _Call(q, k, v, bias, table, sinks, out, lse, *fixed)
+    _clear_rest(call, 0, out_t, lse_t)
     moved = _TangentCall(call, q_t, k_t, v_t, bias_t, table_t, sinks_t, out_t, lse_t)
     C.cpu.attention_tangent(moved.view, torch.get_num_threads())
     return out_t, lse_t
@@ -171,12 +194,18 @@ def _gradient(
     dout_rows, dout = _rows(dout)
     dlse = None if dlse is None else dlse.contiguous()
     dq, dk, dv = _empty(q, queries, depth), _empty(k, keys, depth), _empty(v, keys, value_depth)
-    splits = C.cpu.attention_splits(batch, kv_heads, queries, keys)
-    partial = torch.empty((splits, batch, heads, queries, depth)) if splits > 1 else None
+    _clear_rest(call, 0, dq)
+    _clear_rest(call, 1, dk, dv)
+    if call.starts is None:
+        splits = C.cpu.attention_splits(batch, kv_heads, queries, keys)
+    else:
+        lengths = zip(*(x.diff().tolist() for x in call.starts), strict=True)
+        splits = max((C.cpu.attention_splits(1, kv_heads, *both) for both in lengths), default=1)
+    partial = torch.empty((splits, len(q), heads, queries, depth)) if splits > 1 else None
     dbias = _BiasGradient(call.bias if need_bias else None, shape, splits)
     dtable = None
     if need_table and table is not None:
-        dtable = torch.empty((splits, batch, heads, table.shape[2]))
+        dtable = torch.zeros((splits, batch, heads, table.shape[2]))  # not every packed sequence has all splits
     C.cpu.attention_gradient(
         call.view, dout_rows, pointer(dlse), _rows(dq)[0], _rows(dk)[0], _rows(dv)[0], dbias.kind, pointer(dbias.out),
         *dbias.leading, pointer(dtable), pointer(partial), splits, None if moved is None else moved.view,
@@ -205,6 +234,8 @@ def backward(
     out: Tensor, lse: Tensor, *fixed: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     *options, need_bias, need_table = fixed
+    if need_bias and options[3] is not None and bias is not None:
+        return one_by_one(backward, (dout, dlse), (q, k, v, bias, table, sinks), (out, lse), options, need_table)
     if need_table and q.dtype is not torch.float32:
         # delta from a rounded out is off by the same for a whole row, and distances weigh that by thousands.
         primals = (*_wide(q, k, v, bias), table, sinks)
@@ -224,6 +255,9 @@ def second(
     lse: Tensor, out_t: Tensor, lse_t: Tensor, *fixed: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     *options, need_bias, need_table = fixed
+    if need_bias and options[3] is not None and bias is not None:
+        primals, tangents = (q, k, v, bias, table, sinks), (q_t, k_t, v_t, bias_t, table_t, sinks_t)
+        return one_by_one(second, (dout, dlse), (*primals, *tangents), (out, lse, out_t, lse_t), options, need_table)
     if need_table and q.dtype is not torch.float32:  # as in ``backward``
         primals, tangents = (*_wide(q, k, v, bias), table, sinks), (*_wide(q_t, k_t, v_t, bias_t), table_t, sinks_t)
         exact = forward(*primals, *options)[0]

@@ -21,7 +21,9 @@ _SMALLEST_BLOCK = 16
 
 
 def supports(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> str | None:
-    """Why the kernels cannot run a call, or None; ``options`` (bias, table, sinks, ...) never stand in the way."""
+    """Why the kernels cannot run a call, or None; of ``options`` (bias, table, sinks, ...) only packing matters."""
+    if options[6] is not None:
+        return "packed sequences have no Triton kernel yet"
     if q.dtype not in _DTYPES:
         return f"the Triton kernels of attention take float32, float16 and bfloat16, got {q.dtype}"
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
@@ -104,6 +106,8 @@ def _problem(
     mask: Tensor | None,
     q_index: Tensor | None,
     k_index: Tensor | None,
+    q_starts: Tensor | None,
+    k_starts: Tensor | None,
     seed: Tensor | None,
     scale: float,
     softcap: float,
@@ -111,10 +115,13 @@ def _problem(
     left: int,
     right: int,
     shift: int,
+    bottom_right: bool,
+    batch_offset: int,
 ) -> _Problem:
     from genfast.kernels.triton import _attention_tiles as tiles
 
     q_len, k_len = q.shape[2], k.shape[2]
+    shift = shift + k_len - q_len if bottom_right else shift
     threshold = factor = device_seed = None
     if dropout_p > 0.0:
         assert seed is not None
@@ -132,7 +139,7 @@ def _problem(
         _pairs(mask), _pairs(bias), _table(table),
         None if q_index is None else q_index.to(q.device),
         None if k_index is None else k_index.to(q.device),
-        device_seed, threshold, factor,
+        device_seed, None if device_seed is None else batch_offset * q.shape[1], threshold, factor,
     )  # fmt: skip
     D, DV = q.shape[3], v.shape[3]
     widths = {"D": D, "DV": DV, "BD": _padded(D), "BDV": _padded(DV)}

@@ -2,6 +2,7 @@
 
 from genfast.ops.attention import T5Bias, WindowBias2d, attention
 from genfast.ops.attention_jvp import attention_jvp
+from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
 from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
@@ -26,6 +27,7 @@ __all__ = [
     "ais_schedule",
     "attention",
     "attention_jvp",
+    "attention_varlen",
     "bernoulli_sample",
     "gaussian_kl",
     "joint_energy",

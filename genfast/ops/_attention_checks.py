@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from genfast._checks import check_float_tensor, check_seed, shape_of
-from genfast.ops._attention_arguments import UNBOUNDED, broadcastable, checked_qkv
+from genfast.ops._attention_arguments import UNBOUNDED
 from genfast.ops._attention_reference import wide
+from genfast.ops._attention_tensors import Extent, Packed, broadcastable, checked_qkv
 
-__all__ = ["check_backward", "check_forward", "check_second", "check_tangent"]
+__all__ = ["check_backward", "check_forward", "check_second", "check_starts", "check_tangent", "longest_of"]
 
 Tensor = torch.Tensor
 
@@ -25,7 +26,8 @@ def _expect(op: str, name: str, x: Tensor | None, shape: Any, dtype: torch.dtype
 
 
 def check_forward(  # type: ignore[no-untyped-def]
-    q, k, v, bias, table, sinks, mask, q_index, k_index, seed, scale, softcap, dropout_p, left, right, shift
+    q, k, v, bias, table, sinks, mask, q_index, k_index, q_starts, k_starts, seed, scale, softcap, dropout_p, left,
+    right, shift, bottom_right, batch_offset,
 ):  # fmt: skip
     """What a direct call of a raw op must keep to; see ``genfast._op.Op``."""
     op = "genfast::attention"
@@ -35,13 +37,15 @@ def check_forward(  # type: ignore[no-untyped-def]
     _expect(op, "v", v, v.shape, q.dtype, q.device)
     checked_qkv(op, q, k, v)
     dtype = wide(q.dtype)
+    packed = _packed(op, q, k, q_starts, k_starts, table is not None and q_index is None)
+    extent = Extent.of(q, k, packed)
     if bias is not None:
-        _expect(op, "bias", bias, broadcastable(op, "bias", bias, q, k).shape, q.dtype, q.device)
+        _expect(op, "bias", bias, broadcastable(op, "bias", bias, q, extent).shape, q.dtype, q.device)
     if mask is not None:
-        _expect(op, "mask", mask, broadcastable(op, "mask", mask, q, k).shape, torch.bool, q.device)
+        _expect(op, "mask", mask, broadcastable(op, "mask", mask, q, extent).shape, torch.bool, q.device)
     _expect(op, "sinks", sinks, (q.shape[1],), dtype, q.device)
     if table is not None:
-        _check_table(op, table, q, k, q_index, k_index, dtype)
+        _check_table(op, table, q, k, q_index, k_index, packed, dtype)
     check_seed(op, seed)
     if dropout_p > 0.0 and seed is None:
         raise ValueError(f"{op}: dropout needs a seed, got None")
@@ -52,10 +56,43 @@ def check_forward(  # type: ignore[no-untyped-def]
         )
     if not (-1 <= left < UNBOUNDED and -1 <= right < UNBOUNDED and abs(shift) < UNBOUNDED):
         raise ValueError(f"{op}: left and right must be at least -1, got {left} and {right} at shift {shift}")
+    if not 0 <= batch_offset < UNBOUNDED:
+        raise ValueError(f"{op}: batch_offset must be in [0, 2^30), got {batch_offset}")
 
 
-def _check_table(op, table, q, k, q_index, k_index, dtype):  # type: ignore[no-untyped-def]
+def check_starts(op: str, name: str, starts: Tensor, rows: int) -> None:
+    """Where packed sequences begin must not decrease, from 0 to at most ``rows``; looks at the values."""
+    values = starts.tolist()
+    if values[0] != 0 or values[-1] > rows or values != sorted(values):
+        shown = str(values) if len(values) <= 12 else f"[{', '.join(map(str, values[:6]))}, ...]"
+        raise ValueError(f"{op}: {name} must rise from 0 to at most the {rows} rows there are, got {shown}")
+
+
+def longest_of(starts: Tensor) -> int:
+    """Rows of the longest sequence."""
+    return int(starts.diff().max()) if starts.shape[0] > 1 else 0
+
+
+def _packed(op: str, q: Tensor, k: Tensor, q_starts: Any, k_starts: Any, unindexed: bool) -> Packed | None:
+    if q_starts is None and k_starts is None:
+        return None
+    for name, starts in (("q_starts", q_starts), ("k_starts", k_starts)):
+        if starts is None or starts.dtype != torch.int64 or starts.dim() != 1 or starts.shape[0] < 1:
+            raise ValueError(f"{op}: q_starts and k_starts go together and must be int64 of 1 dimension")
+        _expect(op, name, starts, q_starts.shape, torch.int64, q.device)
+    if q.shape[0] != 1 or k.shape[0] != 1 or unindexed:
+        raise ValueError(f"{op}: packed sequences lie in a batch of 1, and tables need q_index and k_index")
+    if not q.is_cpu:  # looking would wait for the device
+        return Packed(q_starts, k_starts, (0, 0), (0, 0))
+    check_starts(op, "q_starts", q_starts, q.shape[2])
+    check_starts(op, "k_starts", k_starts, k.shape[2])
+    longest = longest_of(q_starts), longest_of(k_starts)
+    return Packed(q_starts, k_starts, longest, longest)
+
+
+def _check_table(op, table, q, k, q_index, k_index, packed, dtype):  # type: ignore[no-untyped-def]
     queries, keys = q.shape[2], k.shape[2]
+    batch = q.shape[0] if packed is None else packed.q_starts.shape[0] - 1
     if table.dim() != 3:
         raise ValueError(f"{op}: table must have 3 dimensions, got shape {shape_of(table)}")
     length = table.shape[2]
@@ -63,17 +100,25 @@ def _check_table(op, table, q, k, q_index, k_index, dtype):  # type: ignore[no-u
         raise ValueError(f"{op}: q_index and k_index go together, got one of them")
     if q_index is None:
         length = max(queries + keys - 1, 0)
-    shape = (1 if table.shape[0] == 1 else q.shape[0], 1 if table.shape[1] == 1 else q.shape[1], length)
+    shape = (1 if table.shape[0] == 1 else batch, 1 if table.shape[1] == 1 else q.shape[1], length)
     _expect(op, "table", table, shape, dtype, q.device)
     if q_index is not None:
         _expect(op, "q_index", q_index, (queries,), torch.int32, q.device)
         _expect(op, "k_index", k_index, (keys,), torch.int32, q.device)
-        if queries and keys and q.is_cpu:  # elsewhere the values are on the device: looking would wait for it
-            low, high = q_index.min() - k_index.max(), q_index.max() - k_index.min()
-            if int(low) < 0 or int(high) >= length:
-                raise ValueError(
-                    f"{op}: indices into the table must be in [0, {length}), got {int(low)} to {int(high)}"
-                )
+        if q.is_cpu:  # elsewhere the values are on the device: looking would wait for it
+            rows, columns = (queries,), (keys,)
+            if packed is not None:
+                rows, columns = packed.q_starts.diff().tolist(), packed.k_starts.diff().tolist()
+            q_parts, k_parts = (x[: sum(n)].split(list(n)) for x, n in ((q_index, rows), (k_index, columns)))
+            for part in zip(q_parts, k_parts, strict=True):
+                _check_entries(op, *part, length)
+
+
+def _check_entries(op: str, q_index: Tensor, k_index: Tensor, length: int) -> None:
+    if q_index.shape[0] and k_index.shape[0]:
+        low, high = int(q_index.min() - k_index.max()), int(q_index.max() - k_index.min())
+        if low < 0 or high >= length:
+            raise ValueError(f"{op}: indices into the table must be in [0, {length}), got {low} to {high}")
 
 
 def _check_outputs(op: str, q: Tensor, v: Tensor, **tensors: Tensor | None) -> None:

@@ -29,12 +29,12 @@ __all__ = ["attend", "tangent"]
 Tensor = torch.Tensor
 
 _FIXED = (
-    "Tensor? mask, Tensor? q_index, Tensor? k_index, Tensor? seed, float scale, float softcap, float dropout_p, "
-    "SymInt left, SymInt right, SymInt shift"
+    "Tensor? mask, Tensor? q_index, Tensor? k_index, Tensor? q_starts, Tensor? k_starts, Tensor? seed, float scale, "
+    "float softcap, float dropout_p, SymInt left, SymInt right, SymInt shift, bool bottom_right, SymInt batch_offset"
 )
 _PRIMALS = "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? table, Tensor? sinks"
 _TANGENTS = "Tensor q_t, Tensor k_t, Tensor v_t, Tensor? bias_t, Tensor? table_t, Tensor? sinks_t"
-_OPTIONS = 10  # of _FIXED, the first four tensors
+_OPTIONS, _KEPT = 14, 6  # of _FIXED, and the tensors among them
 
 
 # ---- raw ops ----
@@ -169,18 +169,18 @@ class _Attention(Formula):
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor | None, ...]:
-        ctx.options = inputs[10:]
-        return *inputs[:10], *output
+        ctx.options = inputs[6 + _KEPT :]
+        return *inputs[: 6 + _KEPT], *output
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None = None, dlse: Tensor | None = None) -> Any:
         if dout is None and dlse is None:
-            return (None,) * 16
+            return (None,) * (6 + _OPTIONS)
         *saved, out, lse = ctx.saved_tensors
         primals, fixed = tuple(saved[:6]), (*saved[6:], *ctx.options)
         needs = ctx.needs_input_grad
         gradients = _gradients(_cotangent(dout, out), dlse, primals, out, lse, fixed, needs[3], needs[4])
-        return *gradients, *(None,) * 10
+        return *gradients, *(None,) * _OPTIONS
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -198,13 +198,13 @@ class _Backward(Formula):
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor | None, ...]:
-        ctx.options, ctx.wanted = inputs[14:20], inputs[20:]
-        return inputs[:14]
+        ctx.options, ctx.wanted = inputs[10 + _KEPT : -2], inputs[-2:]
+        return inputs[: 10 + _KEPT]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         if not _any(grads):
-            return (None,) * 22
+            return (None,) * (12 + _OPTIONS)
         dout, dlse, *saved = ctx.saved_tensors
         primals, out, lse, fixed = tuple(saved[:6]), saved[6], saved[7], (*saved[8:], *ctx.options)
         tangents = _direction(primals, _unpacked(grads, _present(primals, *ctx.wanted)))
@@ -215,7 +215,7 @@ class _Backward(Formula):
             to_primals = _second_gradients(
                 dout, dlse, primals, tangents, out, lse, out_t, lse_t, fixed, needs[5], needs[6]
             )
-        return out_t, None if dlse is None else lse_t, *to_primals, *(None,) * 14
+        return out_t, None if dlse is None else lse_t, *to_primals, *(None,) * (4 + _OPTIONS)
 
     @staticmethod
     def jvp(ctx: Any, dout_tangent: Any, dlse_tangent: Any, *rest: Any) -> Any:
@@ -249,13 +249,13 @@ class _Tangent(Formula):
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor | None, ...]:
-        ctx.options = inputs[18:]
-        return *inputs[:18], *output
+        ctx.options = inputs[14 + _KEPT :]
+        return *inputs[: 14 + _KEPT], *output
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor | None = None, dlse: Tensor | None = None) -> Any:
         if dout is None and dlse is None:
-            return (None,) * 24
+            return (None,) * (14 + _OPTIONS)
         *saved, out_t, lse_t = ctx.saved_tensors
         primals, tangents, out, lse = tuple(saved[:6]), tuple(saved[6:12]), saved[12], saved[13]
         fixed = (*saved[14:], *ctx.options)
@@ -270,7 +270,7 @@ class _Tangent(Formula):
         if any(needs[6:12]):
             gradients = _gradients(dout, dlse, primals, out, lse, fixed, needs[9], needs[10])
             to_tangents = tuple(None if t is None else g for t, g in zip(tangents, gradients, strict=True))
-        return *to_primals, *to_tangents, *(None,) * 12
+        return *to_primals, *to_tangents, *(None,) * (2 + _OPTIONS)
 
     @staticmethod
     def jvp(ctx: Any, *moved: Any) -> Any:
@@ -297,19 +297,19 @@ class _Second(Formula):
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor | None, ...]:
-        ctx.options, ctx.wanted = inputs[22:28], inputs[28:]
-        return inputs[:22]
+        ctx.options, ctx.wanted = inputs[18 + _KEPT : -2], inputs[-2:]
+        return inputs[: 18 + _KEPT]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         if not _any(grads):
-            return (None,) * 30
+            return (None,) * (20 + _OPTIONS)
         needed = [i for i in range(14) if ctx.needs_input_grad[i] and ctx.saved_tensors[i] is not None]
         function, inputs = _second_of(ctx, needed)
         outputs, pull = torch.func.vjp(function, *inputs)  # type: ignore[misc]
         filled = tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True))
         found = dict(zip(needed, pull(filled), strict=True))
-        return tuple(found.get(i) for i in range(30))
+        return tuple(found.get(i) for i in range(20 + _OPTIONS))
 
     @staticmethod
     def jvp(ctx: Any, *moved: Any) -> Any:

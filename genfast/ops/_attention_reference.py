@@ -12,6 +12,7 @@ import torch
 
 from genfast import random
 from genfast._op import Backend, Op
+from genfast.ops import _attention_packing as packing
 
 __all__ = [
     "laid_out",
@@ -26,20 +27,15 @@ __all__ = [
 Tensor = torch.Tensor
 
 _keep_op = Op(
-    "philox_attention_keep(Tensor seed, SymInt batch, SymInt heads, SymInt queries, SymInt keys, float dropout_p) "
-    "-> Tensor",
-    {
-        "reference": Backend(
-            lambda seed, batch, heads, queries, keys, dropout_p: random.attention_keep(
-                batch, heads, queries, keys, seed, dropout_p
-            )
-        )
-    },
-    lambda seed, batch, heads, queries, keys, dropout_p: seed.new_empty(
-        (batch, heads, queries, keys), dtype=torch.bool
-    ),
+    "philox_attention_keep(Tensor seed, SymInt batch, SymInt heads, SymInt queries, SymInt keys, float dropout_p, "
+    "SymInt batch_offset) -> Tensor",
+    {"reference": Backend(lambda seed, b, h, i, j, p, offset: random.attention_keep(b, h, i, j, seed, p, offset))},
+    lambda seed, batch, heads, queries, keys, *_: seed.new_empty((batch, heads, queries, keys), dtype=torch.bool),
     internal=True,
 )
+
+
+_SCALE = 6  # among the options of a raw op
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -66,6 +62,7 @@ class _Weights(NamedTuple):
     tanh: Tensor | None  # tanh(Z / softcap)
     M: Tensor | None  # dropout factors
     entry: Tensor | None  # of the table, flat [Sq * Skv]
+    packing: Any  # of packed sequences, or None
 
 
 def _over_heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
@@ -104,8 +101,12 @@ def _looked_up(table: Tensor, index: Any, like: Tensor) -> Tensor:
     return table.to(like.dtype).index_select(2, index).unflatten(2, like.shape[2:])
 
 
-def _table_gradient(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
+def _table_gradient(x: Tensor, table: Tensor, w: _Weights) -> Tensor:
     """[B, Hq, Sq, Skv] summed into the table's entries; the same bits on every run."""
+    if w.packing is not None and table.shape[0] > 1:
+        flat = _table_gradient(x, packing.flat_table(table, w.packing), w._replace(packing=None))
+        return flat.view(table.shape[1], table.shape[0], -1).transpose(0, 1).contiguous()
+    index: Any = w.entry
     x = _sum_to(x, (*table.shape[:2], -1, -1)).flatten(2)
     total = torch.zeros(table.shape, dtype=x.dtype, device=x.device)
     if x.is_cuda:  # sorts, where scatter_add would use atomics
@@ -114,11 +115,20 @@ def _table_gradient(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
     return total.scatter_add(2, index.expand(x.shape), x).to(table.dtype)
 
 
-def _visible(q: Tensor, k: Tensor, mask: Tensor | None, left: Any, right: Any, shift: Any) -> Tensor | None:
+def _visible(
+    q: Tensor, k: Tensor, mask: Tensor | None, left: Any, right: Any, shift: Any, packed: Any
+) -> Tensor | None:
     visible = mask
+    if packed is not None:
+        visible = packing.visible(packed)
+        if mask is not None:
+            visible = visible & packing.over_pairs(mask, packed)
     if left >= 0 or right >= 0:
-        rows = torch.arange(q.shape[2], device=q.device).unsqueeze(1) + shift
-        distance = torch.arange(k.shape[2], device=q.device) - rows
+        if packed is None:
+            rows, columns = torch.arange(q.shape[2], device=q.device), torch.arange(k.shape[2], device=q.device)
+        else:
+            rows, columns = packed.q_position, packed.k_position
+        distance = columns - (rows.unsqueeze(1) + packing.shifts(packed, shift))
         band = torch.ones_like(distance, dtype=torch.bool)
         if left >= 0:
             band = band & (distance >= -left)
@@ -133,9 +143,13 @@ def _bilinear(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 def _weights(  # type: ignore[no-untyped-def]
-    q, k, v, bias, table, sinks, mask, q_index, k_index, seed, scale, softcap, dropout_p, left, right, shift
+    q, k, v, bias, table, sinks, mask, q_index, k_index, q_starts, k_starts, seed, scale, softcap, dropout_p, left,
+    right, shift, bottom_right, batch_offset,
 ):  # fmt: skip
     dtype, heads = wide(q.dtype), q.shape[1]
+    packed = packing.packing(q, k, q_starts, k_starts, bottom_right)
+    if packed is None and bottom_right:
+        shift = shift + k.shape[2] - q.shape[2]
     q, k, v = q.to(dtype), _over_heads(k, heads, dtype), _over_heads(v, heads, dtype)
     A = _bilinear(q, k, scale)
     tanh = None
@@ -143,12 +157,15 @@ def _weights(  # type: ignore[no-untyped-def]
         tanh = torch.tanh(A / softcap)
         A = softcap * tanh
     if bias is not None:
-        A = A + bias.to(dtype)
+        A = A + packing.over_pairs(bias.to(dtype), packed)
     index = None
     if table is not None:
-        index = _table_index(q, k, q_index, k_index)
-        A = A + _looked_up(table, index, A)
-    visible = _visible(q, k, mask, left, right, shift)
+        if packed is None:
+            index = _table_index(q, k, q_index, k_index)
+        else:
+            index = packing.entries(packed, table, q_index, k_index)
+        A = A + _looked_up(packing.flat_table(table, packed), index, A)
+    visible = _visible(q, k, mask, left, right, shift, packed)
     if visible is not None:
         A = torch.where(visible, A, -torch.inf)
     sink = None if sinks is None else sinks.to(dtype).view(-1, 1, 1)
@@ -169,9 +186,13 @@ def _weights(  # type: ignore[no-untyped-def]
     L = torch.where(empty, -torch.inf, top + torch.log(total))
     M = None
     if dropout_p > 0.0:
-        keep = _keep_op(seed.to(q.device), *A.shape, dropout_p)
+        seed = seed.to(q.device)
+        if packed is None:
+            keep = _keep_op(seed, *A.shape, dropout_p, batch_offset)
+        else:
+            keep = packing.keep(packed, heads, seed, dropout_p, batch_offset)
         M = keep.to(dtype) / (1.0 - dropout_p) if dropout_p < 1.0 else torch.zeros_like(A)
-    return _Weights(q, k, v, P / total, None if P_sink is None else P_sink / total, L, tanh, M, index)
+    return _Weights(q, k, v, P / total, None if P_sink is None else P_sink / total, L, tanh, M, index, packed)
 
 
 def _dropped(x: Tensor, M: Tensor | None) -> Tensor:
@@ -193,9 +214,9 @@ def _score_tangent(w: _Weights, q_t, k_t, bias_t, table_t, scale):  # type: igno
     Z = _bilinear(q_t, w.k, scale) + _bilinear(w.q, k_t, scale)
     A = _slope(w) * Z
     if bias_t is not None:
-        A = A + bias_t.to(A.dtype)
+        A = A + packing.over_pairs(bias_t.to(A.dtype), w.packing)
     if table_t is not None:
-        A = A + _looked_up(table_t, w.entry, A)
+        A = A + _looked_up(packing.flat_table(table_t, w.packing), w.entry, A)
     return Z, A
 
 
@@ -216,7 +237,7 @@ def reference_forward(q, k, v, bias, table, sinks, *fixed):  # type: ignore[no-u
 
 def reference_backward(dout, dlse, q, k, v, bias, table, sinks, out, lse, *rest):  # type: ignore[no-untyped-def]
     *fixed, need_bias, need_table = rest
-    scale = fixed[4]
+    scale = fixed[_SCALE]
     w = _weights(q, k, v, bias, table, sinks, *fixed)
     dout = dout.to(w.P.dtype)
     G = _dropped(_bilinear(dout, w.v, 1.0), w.M)
@@ -234,9 +255,13 @@ def reference_backward(dout, dlse, q, k, v, bias, table, sinks, out, lse, *rest)
 
 def _parameter_gradients(w, dA, bias, table, sinks, to_sink, need_bias, need_table):  # type: ignore[no-untyped-def]
     """Gradients to bias, table and sinks: of the scores, and ``to_sink`` [B, Hq, Sq, 1] times the sink's weight."""
+    dbias = None
+    if need_bias and bias is not None:
+        dbias = _sum_to(dA, bias.shape) if w.packing is None else packing.pairs_gradient(dA, w.packing, bias)
+        dbias = dbias.to(bias.dtype).contiguous()
     return (
-        _sum_to(dA, bias.shape).to(bias.dtype).contiguous() if need_bias and bias is not None else None,
-        _table_gradient(dA, table, w.entry) if need_table and table is not None else None,
+        dbias,
+        _table_gradient(dA, table, w) if need_table and table is not None else None,
         None if sinks is None else (w.P_sink * to_sink).sum((0, 2, 3)).to(sinks.dtype),
     )
 
@@ -245,7 +270,7 @@ def reference_tangent(q, k, v, bias, table, sinks, q_t, k_t, v_t, bias_t, table_
     w = _weights(q, k, v, bias, table, sinks, *fixed)
     dtype, heads = w.P.dtype, q.shape[1]
     q_t, k_t, v_t = q_t.to(dtype), _over_heads(k_t, heads, dtype), _over_heads(v_t, heads, dtype)
-    _, A = _score_tangent(w, q_t, k_t, bias_t, table_t, fixed[4])
+    _, A = _score_tangent(w, q_t, k_t, bias_t, table_t, fixed[_SCALE])
     mu = _mean(w, A, sinks_t)
     out_t = _dropped(w.P * (A - mu), w.M) @ w.v + _dropped(w.P, w.M) @ v_t
     return laid_out(out_t.to(q.dtype), q), mu.squeeze(3)
@@ -255,7 +280,7 @@ def reference_second(  # type: ignore[no-untyped-def]
     dout, dlse, q, k, v, bias, table, sinks, q_t, k_t, v_t, bias_t, table_t, sinks_t, out, lse, out_t, lse_t, *rest
 ):  # fmt: skip
     *fixed, need_bias, need_table = rest
-    scale, softcap = fixed[4], fixed[5]
+    scale, softcap = fixed[_SCALE], fixed[_SCALE + 1]
     w = _weights(q, k, v, bias, table, sinks, *fixed)
     dtype, heads = w.P.dtype, q.shape[1]
     dout, q_t = dout.to(dtype), q_t.to(dtype)
@@ -288,7 +313,7 @@ def reference_tangent_change(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The derivative of ``reference_tangent`` as q, k, v, bias, table and sinks move along the changes ``*_c``."""
     w = _weights(q, k, v, bias, table, sinks, *fixed)
-    scale, softcap = fixed[4], fixed[5]
+    scale, softcap = fixed[_SCALE], fixed[_SCALE + 1]
     dtype, heads = w.P.dtype, q.shape[1]
     q_t, q_c = q_t.to(dtype), q_c.to(dtype)
     k_t, v_t, k_c, v_c = (_over_heads(x, heads, dtype) for x in (k_t, v_t, k_c, v_c))

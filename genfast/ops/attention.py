@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from genfast.ops._attention_arguments import T5Bias, WindowBias2d, arguments
+from genfast.ops._attention_arguments import arguments
 from genfast.ops._attention_formula import attend
+from genfast.ops._attention_relative import T5Bias, WindowBias2d
 
 __all__ = ["T5Bias", "WindowBias2d", "attention"]
 
@@ -30,6 +31,7 @@ def attention(
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: int | Tensor | None = None,
+    batch_offset: int = 0,
     return_lse: bool = False,
 ) -> Any:
     """softmax(scores) v of each head, never holding the scores; derivatives of every order and mode exist.
@@ -59,6 +61,8 @@ def attention(
         scale: None for 1 / sqrt(D).
         seed: of the dropout, an int or a 0-d int64 tensor; None draws it from torch's default generator
             (``torch.manual_seed`` governs).
+        batch_offset: index of the first element in the whole batch, which dropout counts: where devices share a batch
+            and a seed, they drop what one would.
         return_lse: also return the log-sum-exp of each query's scores.
 
     Returns:
@@ -87,7 +91,7 @@ def attention(
     """
     args = arguments(
         "attention", q, k, v, bias, mask, causal, window, alibi_slopes, relative_bias, softcap, sinks, dropout_p,
-        scale, seed,
+        scale, seed, batch_offset,
     )  # fmt: skip
     out, lse = attend(*args)
     return (out, lse) if return_lse else out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from genfast.ops._attention_arguments import T5Bias, WindowBias2d, arguments, direction
+from genfast.ops._attention_arguments import arguments, direction
 from genfast.ops._attention_formula import attend, tangent
+from genfast.ops._attention_relative import T5Bias, WindowBias2d
 
 __all__ = ["attention_jvp"]
 
@@ -35,6 +36,7 @@ def attention_jvp(
     dropout_p: float = 0.0,
     scale: float | None = None,
     seed: int | Tensor | None = None,
+    batch_offset: int = 0,
     return_lse: bool = False,
 ) -> tuple[Tensor, ...]:
     """``attention`` and its directional derivative; both are differentiable, also under ``torch.compile``.
@@ -76,7 +78,7 @@ def attention_jvp(
     """
     args = arguments(
         "attention_jvp", q, k, v, bias, mask, causal, window, alibi_slopes, relative_bias, softcap, sinks, dropout_p,
-        scale, seed,
+        scale, seed, batch_offset,
     )  # fmt: skip
     directions = direction(
         "attention_jvp", args, dq, dk, dv, dbias, bias, dalibi_slopes, alibi_slopes, drelative_bias, relative_bias,

@@ -49,7 +49,7 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
     {"left": 5, "right": 2},
     {"mask": True, "softcap": 3.0},
     {"sinks": True, "right": 0},
-    {"bias": "1111", "dropout_p": 0.25},
+    {"bias": "1111", "dropout_p": 0.25, "batch_offset": 3},
     {"bias": "0111", "softcap": 4.0},
     {"bias": "1001", "sinks": True},
     {"bias": "0010", "sinks": True},
@@ -89,7 +89,10 @@ def _problem(c: Context, dtype: torch.dtype, shape: _Shape, options: dict[str, A
         mask[:, :, 0] = False
     seed = torch.tensor(c.new_seed())
     numbers = (options.get("softcap", 0.0), options.get("dropout_p", 0.0), options.get("left", -1))
-    fixed = (mask, q_index, k_index, seed, 1 / math.sqrt(D), *numbers, options.get("right", -1), K - S)
+    fixed = (
+        mask, q_index, k_index, None, None, seed, 1 / math.sqrt(D), *numbers, options.get("right", -1), K - S, False,
+        options.get("batch_offset", 0),
+    )  # fmt: skip
     return _Problem(tuple(primals), tuple(tangents), (new(B, H, S, Dv), c.normal(B, H, S)), fixed)
 
 

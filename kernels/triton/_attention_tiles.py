@@ -75,6 +75,7 @@ class Scores(NamedTuple):
     q_index: torch.Tensor | None
     k_index: torch.Tensor | None
     seed: torch.Tensor | None  # [] int64, on the device
+    first_matrix: int | None  # batch * heads + head of the call's first, in the batch that dropout counts
     threshold: int | None
     factor: float | None
 
@@ -308,7 +309,7 @@ def keep(s, b, h, first_row, first_col, R: tl.constexpr, C: tl.constexpr):
     group = (first_col // 8 + tl.arange(0, C // 8)).to(tl.uint32)[None, :]
     row = (first_row + tl.arange(0, R)).to(tl.uint32)[:, None]
     zero = tl.zeros_like(group + row)
-    batch_head = (noise.as_int64(b) * s.heads + h).to(tl.uint32)
+    batch_head = (noise.as_int64(b) * s.heads + h + s.first_matrix).to(tl.uint32)
     w0, w1, w2, w3 = noise.philox(
         zero + group, zero + row, zero + batch_head, zero + ATTENTION_DROPOUT, tl.load(s.seed)
     )

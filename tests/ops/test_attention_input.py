@@ -84,8 +84,8 @@ def test_bad_input_is_refused(name, monkeypatch):
 
 
 RAW_NAMES = (
-    "q", "k", "v", "bias", "table", "sinks", "mask", "q_index", "k_index", "seed", "scale", "softcap", "dropout_p",
-    "left", "right", "shift",
+    "q", "k", "v", "bias", "table", "sinks", "mask", "q_index", "k_index", "q_starts", "k_starts", "seed", "scale",
+    "softcap", "dropout_p", "left", "right", "shift", "bottom_right", "batch_offset",
 )  # fmt: skip
 
 

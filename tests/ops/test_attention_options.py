@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import genfast
 from genfast import ops
-from genfast.ops._attention_arguments import _t5_buckets
+from genfast.ops._attention_relative import _t5_buckets
 
 MANY = ("bias-head", "mask-rows", "causal", "alibi", "t5", "softcap", "sinks", "dropout")
 

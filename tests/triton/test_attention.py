@@ -57,6 +57,7 @@ class Case(NamedTuple):
     right: int = -1
     shift: int | None = None
     scale: float = 0.3
+    batch_offset: int = 0
 
 
 class Problem(NamedTuple):
@@ -113,8 +114,8 @@ def problem(case: Case) -> Problem:
     return Problem(
         six(), six(),
         (
-            mask, q_index, k_index, torch.tensor(SEED) if case.dropout_p else None, case.scale, case.softcap,
-            case.dropout_p, case.left, case.right, shift,
+            mask, q_index, k_index, None, None, torch.tensor(SEED) if case.dropout_p else None, case.scale,
+            case.softcap, case.dropout_p, case.left, case.right, shift, False, case.batch_offset,
         ),
         normal(case.batch, case.heads, case.q_len, case.value_width, dtype=case.dtype),
         normal(case.batch, case.heads, case.q_len),
@@ -184,7 +185,7 @@ CASES = {
     "top left": Case(heads=1, q_len=33, k_len=20, right=0, shift=0),
     "rows that see nothing": Case(heads=1, q_len=37, k_len=20, right=0, mask=(1, 1, 1, 20)),
     "window": Case(heads=1, q_len=40, k_len=37, left=7, right=3),
-    "dropout, float16": Case(heads=1, dropout_p=0.3, dtype=torch.float16),
+    "dropout, float16": Case(heads=1, dropout_p=0.3, batch_offset=5, dtype=torch.float16),
     "everything": Case(
         q_len=18, k_len=20, bias=(1, 2, 18, 20), table=(1, 1), sinks=True, softcap=1.5, dropout_p=0.25,
         mask=(1, 1, 18, 20), right=2,

@@ -64,7 +64,7 @@ for ops, wanted, dtype, width, causal, options in cases:
     index = zeros(S, dtype=torch.int32) if options == "index" else None
     seed, p = (zeros(dtype=torch.int64), 0.1) if options == "dropout" else (None, 0.0)
     softcap = 30.0 if options == "softcap" else 0.0
-    fixed = (None, index, index, seed, 0.125, softcap, p, -1, 0 if causal else -1, 0)
+    fixed = (None, index, index, None, None, seed, 0.125, softcap, p, -1, 0 if causal else -1, 0, False, 0)
     six = (q, q, q, bias, table, None)
     if "forward" in ops:
         launch.forward(*six, *fixed)
