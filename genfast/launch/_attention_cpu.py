@@ -12,7 +12,7 @@ from genfast.launch._common import pointer
 
 __all__ = [
     "backward", "backward_supports", "forward", "forward_supports", "second", "second_supports", "tangent",
-    "tangent_supports",
+    "repeating", "rows", "tangent_supports",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -34,7 +34,7 @@ tangent_supports = forward_supports
 second_supports = backward_supports
 
 
-def _rows(x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
+def rows(x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
     """Address and strides of ``x``, and what they belong to: a copy where its rows are not contiguous."""
     batch, head, row, column = x.stride()
     if column != 1 and x.shape[3] > 1:
@@ -43,8 +43,10 @@ def _rows(x: Tensor) -> tuple[tuple[int, int, int, int], Tensor]:
     return (x.data_ptr(), batch, head, row), x
 
 
-def _repeating(x: Tensor) -> tuple[int, int, int, int]:
+def repeating(x: Tensor | None) -> tuple[int, int, int, int]:
     """Strides, 0 along dimensions of size 1."""
+    if x is None:
+        return _NO_ROWS
     return tuple(0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True))  # type: ignore[return-value]
 
 
@@ -68,7 +70,7 @@ class _Call:
         q_starts: Tensor | None, k_starts: Tensor | None, seed: Tensor | None, scale: float, softcap: float,
         dropout_p: float, left: int, right: int, shift: int, bottom_right: bool, batch_offset: int,
     ) -> None:  # fmt: skip
-        (q_rows, q), (k_rows, k), (v_rows, v), (out_rows, out) = _rows(q), _rows(k), _rows(v), _rows(out)
+        (q_rows, q), (k_rows, k), (v_rows, v), (out_rows, out) = rows(q), rows(k), rows(v), rows(out)
         batch, heads, queries, depth = q.shape
         _, kv_heads, keys, value_depth = v.shape
         if q_starts is not None and k_starts is not None:
@@ -98,8 +100,8 @@ class _Call:
         self.kept = (q, k, v, out, lse, sinks, mask, q_index, k_index)
         self.view = C.cpu.Attention(
             DTYPE_CODES[q.dtype], self.shape, q_rows, k_rows, v_rows, out_rows, pointer(lse), pointer(bias),
-            _NO_ROWS if bias is None else _repeating(bias), pointer(table), table_batch, table_head, table_length,
-            pointer(q_index), pointer(k_index), pointer(mask), _NO_ROWS if mask is None else _repeating(mask),
+            repeating(bias), pointer(table), table_batch, table_head, table_length,
+            pointer(q_index), pointer(k_index), pointer(mask), repeating(mask),
             pointer(sinks), scale, softcap, threshold, factor, key, left, right, shift, batch_offset,
             pointer(q_starts), pointer(k_starts), bottom_right,
         )  # fmt: skip
@@ -133,13 +135,13 @@ class _TangentCall:
         self, call: _Call, q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Tensor | None, table_t: Tensor | None,
         sinks_t: Tensor | None, out_t: Tensor, lse_t: Tensor,
     ) -> None:  # fmt: skip
-        (q_rows, q_t), (k_rows, k_t), (v_rows, v_t), (out_rows, out_t) = (_rows(x) for x in (q_t, k_t, v_t, out_t))
+        (q_rows, q_t), (k_rows, k_t), (v_rows, v_t), (out_rows, out_t) = (rows(x) for x in (q_t, k_t, v_t, out_t))
         lse_t = lse_t.contiguous()
         table_t = None if table_t is None else table_t.contiguous()
         sinks_t = None if sinks_t is None else sinks_t.contiguous()
         self.kept = (call, q_t, k_t, v_t, bias_t, table_t, sinks_t, out_t, lse_t)
         self.view = C.cpu.AttentionTangent(
-            call.view, q_rows, k_rows, v_rows, pointer(bias_t), _NO_ROWS if bias_t is None else _repeating(bias_t),
+            call.view, q_rows, k_rows, v_rows, pointer(bias_t), repeating(bias_t),
             pointer(table_t), pointer(sinks_t), out_rows, lse_t.data_ptr(),
         )  # fmt: skip
 
@@ -191,7 +193,7 @@ def _gradient(
     batch, heads, kv_heads, queries, keys, depth, value_depth = shape = call.shape
     q, k, v, *_ = call.kept
     table = call.table
-    dout_rows, dout = _rows(dout)
+    dout_rows, dout = rows(dout)
     dlse = None if dlse is None else dlse.contiguous()
     dq, dk, dv = _empty(q, queries, depth), _empty(k, keys, depth), _empty(v, keys, value_depth)
     _clear_rest(call, 0, dq)
@@ -207,7 +209,7 @@ def _gradient(
     if need_table and table is not None:
         dtable = torch.zeros((splits, batch, heads, table.shape[2]))  # not every packed sequence has all splits
     C.cpu.attention_gradient(
-        call.view, dout_rows, pointer(dlse), _rows(dq)[0], _rows(dk)[0], _rows(dv)[0], dbias.kind, pointer(dbias.out),
+        call.view, dout_rows, pointer(dlse), rows(dq)[0], rows(dk)[0], rows(dv)[0], dbias.kind, pointer(dbias.out),
         *dbias.leading, pointer(dtable), pointer(partial), splits, None if moved is None else moved.view,
         torch.get_num_threads(),
     )  # fmt: skip

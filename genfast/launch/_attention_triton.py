@@ -20,9 +20,12 @@ _PROGRAMS = 1 << 31  # of a grid
 _SMALLEST_BLOCK = 16
 
 
-def supports(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> str | None:
-    """Why the kernels cannot run a call, or None; of ``options`` (bias, table, sinks, ...) only packing matters."""
-    if options[6] is not None:
+def supports(  # type: ignore[no-untyped-def]
+    q: Tensor, k: Tensor, v: Tensor, bias=None, table=None, sinks=None, mask=None, q_index=None, k_index=None,
+    q_starts=None, *rest: Any,
+) -> str | None:  # fmt: skip
+    """Why the kernels cannot run a call, or None; of the options only packing matters."""
+    if q_starts is not None:
         return "packed sequences have no Triton kernel yet"
     if q.dtype not in _DTYPES:
         return f"the Triton kernels of attention take float32, float16 and bfloat16, got {q.dtype}"

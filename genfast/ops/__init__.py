@@ -1,6 +1,7 @@
 """The ops: functions of tensors, each with its backends and derivatives."""
 
 from genfast.ops.attention import T5Bias, WindowBias2d, attention
+from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
@@ -26,6 +27,7 @@ __all__ = [
     "WindowBias2d",
     "ais_schedule",
     "attention",
+    "attention_decode",
     "attention_jvp",
     "attention_varlen",
     "bernoulli_sample",

@@ -12,7 +12,17 @@ from genfast._checks import check_count, check_float_tensor, shape_of
 from genfast.ops._attention_relative import T5Bias, WindowBias2d, relative_table
 from genfast.ops._attention_tensors import Extent, autocast, autocasting, broadcastable, checked_qkv, parameter
 
-__all__ = ["UNBOUNDED", "arguments", "direction"]
+__all__ = [
+    "UNBOUNDED",
+    "arguments",
+    "checked_band",
+    "checked_bias",
+    "checked_mask",
+    "checked_scale",
+    "checked_sinks",
+    "checked_softcap",
+    "direction",
+]
 
 Tensor = torch.Tensor
 
@@ -30,7 +40,7 @@ def _number(op: str, name: str, value: Any) -> Any:
     return float(value)
 
 
-def _scale(op: str, scale: Any, width: Any) -> Any:
+def checked_scale(op: str, scale: Any, width: Any) -> Any:
     if scale is None:
         return 1.0 / math.sqrt(width)
     scale = _number(op, "scale", scale)
@@ -39,7 +49,7 @@ def _scale(op: str, scale: Any, width: Any) -> Any:
     return scale
 
 
-def _softcap(op: str, softcap: Any) -> float:
+def checked_softcap(op: str, softcap: Any) -> float:
     softcap = _number(op, "softcap", softcap)
     if not 0.0 < softcap < math.inf:
         raise ValueError(f"{op}: softcap must be positive and finite, or None for no cap, got {softcap}")
@@ -73,7 +83,7 @@ def _side(op: str, name: str, side: Any) -> Any:
     return side if side < UNBOUNDED else -1
 
 
-def _band(op: str, causal: Any, window: Any) -> tuple[Any, Any]:
+def checked_band(op: str, causal: Any, window: Any) -> tuple[Any, Any]:
     """(left, right): how many keys before and after its own position a query sees, -1 for all."""
     left = right = -1
     if window is not None:
@@ -84,7 +94,7 @@ def _band(op: str, causal: Any, window: Any) -> tuple[Any, Any]:
     return left, 0 if causal else right
 
 
-def _mask(op: str, mask: Any, q: Tensor, extent: Extent) -> Tensor:
+def checked_mask(op: str, mask: Any, q: Tensor, extent: Extent) -> Tensor:
     if not isinstance(mask, torch.Tensor):
         raise TypeError(f"{op}: mask must be a torch.Tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
@@ -93,7 +103,7 @@ def _mask(op: str, mask: Any, q: Tensor, extent: Extent) -> Tensor:
     return broadcastable(op, "mask", mask, q, extent)
 
 
-def _bias(op: str, name: str, bias: Any, q: Tensor, extent: Extent) -> Tensor:
+def checked_bias(op: str, name: str, bias: Any, q: Tensor, extent: Extent) -> Tensor:
     check_float_tensor(op, name, bias)
     if bias.dtype != q.dtype:
         if not autocasting(q.device):
@@ -102,7 +112,7 @@ def _bias(op: str, name: str, bias: Any, q: Tensor, extent: Extent) -> Tensor:
     return broadcastable(op, name, bias, q, extent)
 
 
-def _sinks(op: str, name: str, sinks: Any, q: Tensor) -> Tensor:
+def checked_sinks(op: str, name: str, sinks: Any, q: Tensor) -> Tensor:
     sinks = parameter(op, name, sinks, q)
     if sinks.dim() != 1 or sinks.shape[0] != q.shape[1]:
         raise ValueError(f"{op}: {name} must have shape ({q.shape[1]},), one for each head of q, got {shape_of(sinks)}")
@@ -115,23 +125,23 @@ def arguments(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """The arguments of the raw op ``attention``, checked."""
     q, k, v = checked_qkv(op, q, k, v)
-    scale = _scale(op, scale, q.shape[3])
-    softcap = 0.0 if softcap is None else _softcap(op, softcap)
+    scale = checked_scale(op, scale, q.shape[3])
+    softcap = 0.0 if softcap is None else checked_softcap(op, softcap)
     relative = alibi_slopes is not None or relative_bias is not None
     extent: Any = None
     if bias is not None or mask is not None or relative:
         extent = Extent.of(q, k, packed)
         if bias is not None:
-            bias = _bias(op, "bias", bias, q, extent)
+            bias = checked_bias(op, "bias", bias, q, extent)
         if mask is not None:
-            mask = _mask(op, mask, q, extent)
+            mask = checked_mask(op, mask, q, extent)
     if sinks is not None:
-        sinks = _sinks(op, "sinks", sinks, q)
+        sinks = checked_sinks(op, "sinks", sinks, q)
     left = right = -1
     shift: Any = 0
     top_left = False if causal is False else _top_left(op, causal)
     if causal is not False or window is not None:
-        left, right = _band(op, causal, window)
+        left, right = checked_band(op, causal, window)
     if not top_left and (relative or left >= 0 or right >= 0):
         shift = k.shape[2] - q.shape[2] if packed is None else 1
     table = q_index = k_index = None
@@ -171,10 +181,10 @@ def direction(op, args, dq, dk, dv, dbias, bias, dalibi_slopes, alibi_slopes, dr
         changes.append(change)
     bias_t = table_t = sinks_t = None
     if dbias is not None:
-        bias_t = _bias(op, "dbias", dbias, q, Extent.of(q, k))
+        bias_t = checked_bias(op, "dbias", dbias, q, Extent.of(q, k))
         _same_as(op, "dbias", dbias, "bias", bias)
     if dsinks is not None:
-        sinks_t = _sinks(op, "dsinks", dsinks, q)
+        sinks_t = checked_sinks(op, "dsinks", dsinks, q)
     if dalibi_slopes is not None or drelative_bias is not None:
         table_t = _table_direction(op, args, dalibi_slopes, alibi_slopes, drelative_bias, relative_bias)
     return *changes, bias_t, table_t, sinks_t

@@ -13,7 +13,7 @@ from genfast._checks import check_count, shape_of
 from genfast.ops._attention_packing import placed
 from genfast.ops._attention_tensors import Extent, Packed, known, parameter
 
-__all__ = ["T5Bias", "WindowBias2d", "relative_table"]
+__all__ = ["T5Bias", "WindowBias2d", "distance_table", "relative_table"]
 
 Tensor = torch.Tensor
 
@@ -88,18 +88,6 @@ pytree.register_pytree_node(
     lambda leaves, window: WindowBias2d(next(iter(leaves)), window),  # type: ignore[arg-type]
     serialized_type_name="genfast.ops.WindowBias2d",
 )
-
-
-def _offsets(extent: Extent, shift: Any, packed: Packed | None, device: torch.device) -> tuple[Tensor, Any]:
-    """Key position minus query position for each entry of a table of all distances, and the entry of distance 0.
-
-    Of packed sequences, ``shift`` says whether their last queries see their last keys.
-    """
-    length = extent.queries + extent.keys - 1
-    if extent.queries == 0 or extent.keys == 0:
-        length = max(length, 0)
-    origin = extent.keys - 1 - shift if packed is None else (extent.queries if shift else extent.keys) - 1
-    return origin - torch.arange(length, device=device), origin
 
 
 def _alibi_table(op: str, name: str, slopes: Any, q: Tensor, extent: Extent, offsets: Tensor) -> Tensor:
@@ -189,25 +177,38 @@ def _positions(packed: Packed, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return placed(packed.q_starts, q.shape[2])[1], placed(packed.k_starts, k.shape[2])[1]
 
 
+def distance_table(op, q, extent, origin, alibi_slopes, relative_bias):  # type: ignore[no-untyped-def]
+    """ALiBi and T5 biases of every distance: entry ``origin`` minus (key position minus query position)."""
+    length = extent.queries + extent.keys - 1
+    if extent.queries == 0 or extent.keys == 0:
+        length = max(length, 0)
+    offsets = origin - torch.arange(length, device=q.device)
+    table: Tensor | None = None
+    if alibi_slopes is not None:
+        table = _alibi_table(op, "alibi_slopes", alibi_slopes, q, extent, offsets)
+    if relative_bias is not None:
+        buckets = _t5_table(op, relative_bias, _head_table(op, relative_bias.table, q, "T5Bias"), offsets)
+        table = buckets if table is None else table + buckets
+    return table
+
+
 def relative_table(op, q, k, extent, shift, packed, alibi_slopes, relative_bias):  # type: ignore[no-untyped-def]
-    """(table, q_index, k_index) of both relative biases together."""
+    """(table, q_index, k_index) of both relative biases together.
+
+    Of packed sequences, ``shift`` says whether their last queries see their last keys.
+    """
     if relative_bias is not None and not isinstance(relative_bias, (T5Bias, WindowBias2d)):
         raise TypeError(f"{op}: relative_bias must be a T5Bias or a WindowBias2d, got {type(relative_bias).__name__}")
-    table: Tensor | None = None
     if isinstance(relative_bias, WindowBias2d):
         if alibi_slopes is not None:
             raise ValueError(f"{op}: alibi_slopes with a WindowBias2d is not supported; add one of them as bias")
         table = _head_table(op, relative_bias.table, q, "WindowBias2d")
         q_index, k_index = _window_indices(op, relative_bias, table.shape[0], q, k, packed)
         return table.T.unsqueeze(0), q_index, k_index
-    offsets, origin = _offsets(extent, shift, packed, q.device)
-    if alibi_slopes is not None:
-        table = _alibi_table(op, "alibi_slopes", alibi_slopes, q, extent, offsets)
-    if relative_bias is not None:
-        buckets = _t5_table(op, relative_bias, _head_table(op, relative_bias.table, q, "T5Bias"), offsets)
-        table = buckets if table is None else table + buckets
     if packed is None:
-        return table, None, None
+        return distance_table(op, q, extent, extent.keys - 1 - shift, alibi_slopes, relative_bias), None, None
+    origin = (extent.queries if shift else extent.keys) - 1
+    table = distance_table(op, q, extent, origin, alibi_slopes, relative_bias)
     q_position, k_position = _positions(packed, q, k)
     if shift:
         missing = torch.nn.functional.pad(packed.k_starts.diff() - packed.q_starts.diff(), (0, 1))
