@@ -5,6 +5,7 @@ from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.merge_attention import merge_attention
 from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
@@ -33,6 +34,7 @@ __all__ = [
     "bernoulli_sample",
     "gaussian_kl",
     "joint_energy",
+    "merge_attention",
     "pack_bits",
     "rbm_ais",
     "rbm_ais_bracket",
