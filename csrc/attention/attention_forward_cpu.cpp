@@ -64,6 +64,26 @@ void load_few(const Attention& a, const Tile& t, float* out) {
   }
 }
 
+// Asks for rows [first, first + count), which the next block reads in place: the hardware does not look that far ahead.
+void prefetch_rows(const Attention& a, const Rows& x, int64_t batch, int64_t head, int64_t first, int64_t count,
+                   int64_t depth) {
+  const int64_t bytes = depth * width_of(a.dtype);
+  for (int64_t i = 0; i < count; ++i) {
+    const char* const row = row_at(x, a.dtype, batch, head, first + i);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+  }
+}
+
+// Rows [first, first + count) of paged keys or values one after the other.
+void gather_pages(const Attention& a, const Rows& x, int64_t head, int64_t first, int64_t count, int64_t depth,
+                  char* out) {
+  const int64_t bytes = depth * width_of(a.dtype);
+  for (int64_t i = 0; i < count; ++i, out += bytes) {
+    const int64_t key = first + i;
+    memcpy(out, row_at(x, a.dtype, a.pages[key / a.page_size], head, key % a.page_size), static_cast<size_t>(bytes));
+  }
+}
+
 void scale_row(float* row, int64_t columns, float factor) {
   for (int64_t k = 0; k < columns; k += kWidth) store_float(row + k, load_float(row + k) * broadcast(factor));
 }
@@ -76,7 +96,8 @@ int64_t attention_forward_floats(const Attention& a) {
   const int64_t nq = query_block(a), nk = key_block(a), blocks = parts(a.keys, nk);
   const int64_t packed = blocks * (groups_floats(nk, a.depth) + rows_floats(nk, a.value_depth) + 1);
   const int64_t out = nq * up_to(a.value_depth, kTileColumns);
-  return columns_floats(nq, a.depth) + kFewQueries * kWidth + packed + out + 3 * nq * nk + 3 * nq + 64;
+  const int64_t gathered = a.pages == nullptr ? 0 : nk * (a.depth + a.value_depth);
+  return columns_floats(nq, a.depth) + kFewQueries * kWidth + packed + out + 3 * nq * nk + 3 * nq + gathered + 64;
 }
 
 void attention_forward_unit(const AttentionForward& args, const AttentionUnit& unit, float* room) {
@@ -96,6 +117,7 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
   float* const keys = q + columns_floats(nq, a.depth) + kFewQueries * kWidth;
   float* const values = keys + key_blocks * key_floats;
   float* const packed = values + key_blocks * value_floats;
+  float* const gathered = packed + key_blocks;
   for (int64_t block = 0; block < key_blocks; ++block) packed[block] = 0.0f;
   if (few) memset(tile, 0, static_cast<size_t>(nq * nk) * sizeof(float));  // lanes that nothing writes
   RoundKeys round_keys;
@@ -122,26 +144,38 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       t.keys = smaller(last - t.key, t.packed_keys);
       float* const own_keys = keys + block * key_floats;
       float* const own_values = values + block * value_floats;
-      const int64_t element = a.pages == nullptr ? t.batch : a.pages[t.key / a.page_size];
-      const int64_t row = a.pages == nullptr ? t.key : t.key % a.page_size;
+      Rows k = a.k, v = a.v;
+      int64_t row = t.key;
+      if (a.pages != nullptr && (few || packed[block] == 0.0f)) {
+        k = {gathered, 0, 0, a.depth};
+        v = {gathered + nk * a.depth, 0, 0, a.value_depth};
+        gather_pages(a, a.k, unit.kv_head, t.key, t.packed_keys, a.depth, static_cast<char*>(k.data));
+        gather_pages(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, static_cast<char*>(v.data));
+        row = 0;
+      }
+      const int64_t ahead = smaller(last - t.key - nk, nk);  // rows of the next block
+      if (few && a.pages == nullptr && ahead > 0) {
+        prefetch_rows(a, a.k, t.batch, unit.kv_head, t.key + nk, ahead, a.depth);
+        prefetch_rows(a, a.v, t.batch, unit.kv_head, t.key + nk, ahead, a.value_depth);
+      }
       gemm::Right rows = packed_keys(t, own_values);
       if (in_place) {
-        const char* const from = row_at(a.v, a.dtype, element, unit.kv_head, row);
-        rows = {reinterpret_cast<const float*>(from), kTileColumns, a.v.row};
+        const char* const from = row_at(v, a.dtype, t.batch, unit.kv_head, row);
+        rows = {reinterpret_cast<const float*>(from), kTileColumns, v.row};
       }
       if (packed[block] == 0.0f) {
         if (!few) {
-          pack(Form::kGroups, a.k, a.dtype, element, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
+          pack(Form::kGroups, k, a.dtype, t.batch, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
         }
         if (!in_place) {
-          pack(Form::kRows, a.v, a.dtype, element, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
+          pack(Form::kRows, v, a.dtype, t.batch, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
         }
         packed[block] = 1.0f;
       }
       if (few) {
-        const char* const from = row_at(a.k, a.dtype, element, unit.kv_head, row);
+        const char* const from = row_at(k, a.dtype, t.batch, unit.kv_head, row);
         with_type(a.dtype, [&](auto* type) {
-          few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), a.k.row, t, a.depth, tile);
+          few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), k.row, t, a.depth, tile);
         });
       } else {
         scores_product(a, t, own_keys, q, a.depth, tile, true);
