@@ -6,9 +6,9 @@
 // (a, b) = (2 i, 2 i + 1) if interleaved, else (i, i + half); elements from 2 half on are copied. `inverse` turns the
 // other way, which is the derivative's transpose.
 //
-// x and out are [batch, heads, rows, dim] of any strides but that of dim, 1. cos and sin are [batch, positions, half] of
-// any strides but the last, 1 (0 for the batch: one table for all), float64 for float64 and float32 otherwise. Row r of
-// batch b has position offset + r, + index[b] where `starts`, or index[b, r] in place of r otherwise.
+// x and out are [batch, heads, rows, dim] of any strides but that of dim, 1. cos and sin are [batch, positions, half]
+// of any strides but the last, 1 (0 for the batch: one table for all), float64 for float64 and float32 otherwise. Row r
+// of batch b has position offset + r, + index[b] where `starts`, or index[b, r] in place of r otherwise.
 #pragma once
 
 #include <cstdint>

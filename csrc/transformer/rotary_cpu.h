@@ -1,4 +1,5 @@
-// The piece of work that rotary.cpp hands to threads: heads [head, head_end) and rows [row, row_end) of one batch entry.
+// The piece of work that rotary.cpp hands to threads: heads [head, head_end) and rows [row, row_end) of one batch
+// entry.
 #pragma once
 
 #include "common/cpu_features.h"

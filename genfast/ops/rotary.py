@@ -109,9 +109,7 @@ def _check_raw(x, cos, sin, index, offset, starts, interleaved, inverse):  # typ
         raise ValueError(f"{op}: x must be [..., positions, dim], got shape {shape_of(x)}")
     for name, table in (("cos", cos), ("sin", sin)):
         if table.dtype != wide(x.dtype) or table.device != x.device:
-            raise TypeError(
-                f"{op}: {name} must be {wide(x.dtype)} on {x.device}, got {table.dtype} on {table.device}"
-            )
+            raise TypeError(f"{op}: {name} must be {wide(x.dtype)} on {x.device}, got {table.dtype} on {table.device}")
     _check_tables(op, x, cos, sin)
     if 2 * cos.shape[-1] > x.shape[-1]:
         raise ValueError(f"{op}: tables of width {cos.shape[-1]} turn more than the {x.shape[-1]} elements of a row")
@@ -140,7 +138,8 @@ def _check_tables(op: str, x: Tensor, cos: Tensor, sin: Tensor) -> None:
 def _check_rows(op: str, offset: int, rows: int, positions: int) -> None:
     if offset + rows > positions:
         raise ValueError(
-            f"{op}: {rows} rows of x from position {offset} on need {offset + rows} rows of cos and sin, got {positions}"
+            f"{op}: {rows} rows of x from position {offset} on need {offset + rows} rows of cos and sin, "
+            f"got {positions}"
         )
 
 
@@ -218,12 +217,12 @@ class _Rotary(Formula):
         dx = dcos = dsin = None
         if dy is not None:
             x, cos, sin, index = ctx.saved_tensors
-            *options, inverse = ctx.options
+            offset, starts, interleaved, inverse = ctx.options
             needs = ctx.needs_input_grad
             if needs[0]:
-                dx = _rotate(dy, cos, sin, index, *options, not inverse)
+                dx = _rotate(dy, cos, sin, index, offset, starts, interleaved, not inverse)
             if needs[1] or needs[2]:
-                dcos, dsin = _table_gradients(x, dy, cos, index, *options, inverse)
+                dcos, dsin = _table_gradients(x, dy, cos, index, offset, starts, interleaved, inverse)
         return dx, dcos, dsin, *(None,) * 6
 
     @staticmethod
@@ -354,19 +353,19 @@ def rotary(
         cos = cos.to(table_dtype)
     if sin.dtype != table_dtype:
         sin = sin.to(table_dtype)
-    rows, index, starts = x.shape[-2], None, False
+    rows, first, index = x.shape[-2], 0, None
+    starts = isinstance(offset, torch.Tensor)
     if isinstance(offset, torch.Tensor):
-        index, starts = _index("offset", offset, x).reshape(-1), True
+        index = _index("offset", offset, x).reshape(-1)
         if offset.dim() > 1 or index.shape[0] not in (1, _batch(x)):
             raise ValueError(f"rotary: offset must have shape ({_batch(x)},) or (), got {shape_of(offset)}")
-        offset = 0
     else:
-        offset = check_count("rotary", "offset", offset, 0)
+        first = check_count("rotary", "offset", offset, 0)
     if positions is not None:
-        if starts or offset != 0:
+        if starts or first != 0:
             raise ValueError("rotary: pass either offset or positions, not both")
         index = _index("positions", positions, x)
         _check_shape("rotary", "positions", index, ((rows,), (_batch(x), rows), (1, rows)))
     elif index is None:
-        _check_rows("rotary", offset, rows, cos.shape[-2])
-    return _rotate(x, cos, sin, index, offset, starts, interleaved, False)
+        _check_rows("rotary", first, rows, cos.shape[-2])
+    return _rotate(x, cos, sin, index, first, starts, interleaved, False)

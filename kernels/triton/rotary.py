@@ -136,7 +136,7 @@ def run(
     interleaved: bool,
     inverse: bool,
 ) -> None:
-    """Writes ``out``; sizes are batch, heads, rows, dim, strides of batch, heads, rows as in csrc/transformer/rotary.h."""
+    """Writes ``out``; sizes are batch, heads, rows, dim, and strides those of csrc/transformer/rotary.h."""
     batch, heads, rows, dim = sizes
     half = cos.shape[-1]
     width = triton.next_power_of_2(max(half, 1))
@@ -196,6 +196,15 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
             "HEADS_INSIDE": index == "starts", "HEADS": 4, "ROWS": TILE // (2 * half), "HALF": half, "REST": rest,
         }  # fmt: skip
         attrs = {
-            (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in even or types.get(n, "").startswith("*")
+            (i,): [["tt.divisibility", 16]]
+            for i, n in enumerate(names)
+            if n in even or types.get(n, "").startswith("*")
         }
-        yield rotary_kernel, {n: types.get(n, "constexpr") for n in names}, constexprs, attrs, WARPS, f"rotary-{dtype}-{label}"
+        yield (
+            rotary_kernel,
+            {n: types.get(n, "constexpr") for n in names},
+            constexprs,
+            attrs,
+            WARPS,
+            f"rotary-{dtype}-{label}",
+        )

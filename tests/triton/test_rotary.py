@@ -8,7 +8,9 @@ import pytest
 import torch
 from test_aot import compile_variants
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+import triton
+
 if not triton.knobs.runtime.interpret:
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
