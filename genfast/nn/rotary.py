@@ -269,11 +269,8 @@ class _Rotary(Tables):
         angles, scale = self._angles()
         return {"cos": angles.cos() * scale, "sin": angles.sin() * scale}
 
-    @overload
-    def _rotated(self, q: Tensor, k: None, cos: Tensor, sin: Tensor, **options: Any) -> Tensor: ...
-    @overload
-    def _rotated(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **options: Any) -> tuple[Tensor, Tensor]: ...
-    def _rotated(self, q, k, cos, sin, **options):  # type: ignore[no-untyped-def]
+    @staticmethod
+    def _rotated(q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, **options: Any) -> Any:
         rotated = ops.rotary(q, cos, sin, **options)
         return rotated if k is None else (rotated, ops.rotary(k, cos, sin, **options))
 
@@ -361,7 +358,9 @@ class RotaryEmbedding(_Rotary):
     def forward(
         self, q: Tensor, k: Tensor, *, offset: int | Tensor = 0, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]: ...
-    def forward(self, q, k=None, *, offset=0, positions=None):  # type: ignore[no-untyped-def]
+    def forward(
+        self, q: Tensor, k: Tensor | None = None, *, offset: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Turns q, and k of the same positions.
 
         Args:
@@ -442,7 +441,9 @@ class RotaryEmbedding2d(_Rotary):
     def forward(self, q: Tensor, k: None = None, *, grid: tuple[int, int] | None = None) -> Tensor: ...
     @overload
     def forward(self, q: Tensor, k: Tensor, *, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]: ...
-    def forward(self, q, k=None, *, grid=None):  # type: ignore[no-untyped-def]
+    def forward(
+        self, q: Tensor, k: Tensor | None = None, *, grid: tuple[int, int] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Turns q, and k of the same patches.
 
         Args:
