@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   genfast::bind_vae(cpu);
   genfast::bind_rbm(cpu);
   genfast::bind_attention(cpu);
+  genfast::bind_transformer(cpu);
 
   m.def("kernel_manifest", [] { return genfast::kKernelManifest; });
   m.def("cpu_isa", [] { return genfast::isa_name(genfast::current_isa()); });

@@ -12,7 +12,7 @@ import torch
 
 import genfast
 from genfast.benchmarks import harness, report
-from genfast.benchmarks.ops import bernoulli_sample, gemm, rbm_ais, rbm_cd, reparameterize_kl
+from genfast.benchmarks.ops import bernoulli_sample, gemm, rbm_ais, rbm_cd, reparameterize_kl, rotary
 
 QUICK = harness.Settings(quick=True, compiled=False, seconds=0.02)
 
@@ -100,6 +100,21 @@ def test_bernoulli_check_finds_each_fault():
     assert "sigma" in bernoulli_sample.check((logits, bias), torch.bernoulli(torch.sigmoid(logits)))
     assert "sigma" in bernoulli_sample.check((logits, bias), (prob > 0.5).float())
     assert "shape" in bernoulli_sample.check((logits, bias), prob[:3])
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rotary_check_finds_each_fault(pairs):
+    for dtype in (torch.float32, torch.bfloat16):
+        found = rotary._case((2, 3, 5, 8), dtype, True, harness.Settings(compiled=False), pairs=pairs)
+        inputs = found.inputs()
+        for name, contender in found.contenders.items():
+            assert found.check(inputs, contender(*inputs)) is None, name
+        out, dx = found.contenders["genfast"](*inputs)
+        assert "out is off" in found.check(inputs, (inputs[0], dx))
+        assert "gradient is off" in found.check(inputs, (out, out))
+        assert "shape" in found.check(inputs, (out[:1], dx))
+    elements, table = 2 * 3 * 5 * 8, 5 * 4
+    assert found.floor_bytes == 4 * elements * 2 + 4 * table * 4
 
 
 def test_cases_state_the_documented_targets_and_floors():

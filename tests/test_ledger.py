@@ -84,9 +84,8 @@ def test_headers_of_this_repository_reach_its_kernels(tmp_path):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     cuda = {name for name in hashes(tmp_path) if name.startswith("cuda/")}
     assert changed(tmp_path, "csrc/common/philox.h") >= cuda
-    assert changed(tmp_path, "kernels/triton/noise.py") == {
-        name for name in hashes(tmp_path) if name.startswith("triton/")
-    }
+    drawing = {name for name in hashes(tmp_path) if name.startswith("triton/")} - {"triton/rotary"}
+    assert changed(tmp_path, "kernels/triton/noise.py") == drawing
 
 
 def test_committed_ledgers_are_objects_with_known_fields():

@@ -14,11 +14,13 @@ import torch
 from genfast import _dispatch, _ledger, ops
 from genfast.launch import bernoulli_sample as bernoulli_launch
 from genfast.launch import reparameterize as reparameterize_launch
+from genfast.launch import rotary as rotary_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
-STEMS = ("reparameterize", "bernoulli_sample", "rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy", *ATTENTION)
+RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
+STEMS = ("reparameterize", "bernoulli_sample", *RBM, "rotary", *ATTENTION)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -35,7 +37,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy', *ATTENTION):\n"
+        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"
@@ -144,6 +146,24 @@ def test_wrong_chain_is_found(monkeypatch):
     _broken(monkeypatch, _module("bernoulli_sample")._op, bernoulli_launch, "cpp", wrong)
     names = ["bernoulli_sample-samples", "bernoulli_sample-uniforms", "bernoulli_sample-tiles"]
     assert _fails(*names) == names
+
+
+def test_wrong_rotations_are_found(monkeypatch):
+    def mistaken(change):
+        _broken(monkeypatch, _module("rotary")._op, rotary_launch, "cpp", lambda right, *args: right(*change(*args)))
+        return _fails(*(f"rotary-{name}" for name in ("forward", "positions", "gradients", "second order", "jvp")))
+
+    def offset(x, cos, sin, index, offset, *rest):
+        return x, cos, sin, index, max(offset - 1, 0), *rest
+
+    def pairs(*args):
+        return *args[:6], not args[6], args[7]
+
+    assert mistaken(lambda *args: (*args[:7], False)) == ["rotary-gradients"]  # the backward turns on, not back
+    assert mistaken(pairs) == [
+        f"rotary-{name}" for name in ("forward", "positions", "gradients", "second order", "jvp")
+    ]
+    assert mistaken(offset) == ["rotary-forward", "rotary-positions", "rotary-gradients", "rotary-second order"]
 
 
 def test_nondeterminism_is_found(monkeypatch):

@@ -24,6 +24,7 @@ BUDGETS = {"no grad": 8.0, "forward": 15.0, "forward+backward": 50.0}
 
 
 def _calls(x: Tensor, y: Tensor, bias: Tensor) -> dict[str, Callable[[], Any]]:
+    table = torch.rand(4, 2, device=x.device)
     return {
         "torch.exp": lambda: torch.exp(x),
         "torch softplus": lambda: torch.nn.functional.softplus(x),
@@ -33,6 +34,7 @@ def _calls(x: Tensor, y: Tensor, bias: Tensor) -> dict[str, Callable[[], Any]]:
         "genfast.reparameterize": lambda: genfast.ops.reparameterize(x, y),
         "genfast.reparameterize_kl": lambda: genfast.ops.reparameterize_kl(x, y),
         "genfast.bernoulli_sample": lambda: genfast.ops.bernoulli_sample(x, bias),
+        "genfast.rotary": lambda: genfast.ops.rotary(x, table, table),
     }
 
 

@@ -155,6 +155,19 @@ GENFAST_OP void interleave4(const VecF n[4], float* out) {
   _mm256_storeu_ps(out + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(d1, d3)));
 }
 
+// Elements 0, 2, ... and 1, 3, ... of two vectors of memory order, and back.
+GENFAST_OP void unzip(VecF low, VecF high, VecF* even, VecF* odd) {
+  const __m256d e = _mm256_castps_pd(_mm256_shuffle_ps(low.v, high.v, 0x88));
+  const __m256d o = _mm256_castps_pd(_mm256_shuffle_ps(low.v, high.v, 0xDD));
+  even->v = _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xD8));
+  odd->v = _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xD8));
+}
+GENFAST_OP void zip(VecF even, VecF odd, VecF* low, VecF* high) {
+  const __m256 l = _mm256_unpacklo_ps(even.v, odd.v), h = _mm256_unpackhi_ps(even.v, odd.v);
+  low->v = _mm256_permute2f128_ps(l, h, 0x20);
+  high->v = _mm256_permute2f128_ps(l, h, 0x31);
+}
+
 // Lane j of vector i goes to lane i of vector j.
 GENFAST_OP void transpose(VecF square[kWidth]) {
   __m256 pairs[8], quads[8];

@@ -157,6 +157,18 @@ GENFAST_OP void interleave4(const VecF n[4], float* out) {
   _mm512_storeu_ps(out + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(d1, d3)));
 }
 
+// Elements 0, 2, ... and 1, 3, ... of two vectors of memory order, and back.
+GENFAST_OP void unzip(VecF low, VecF high, VecF* even, VecF* odd) {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  even->v = _mm512_permutex2var_ps(low.v, evens, high.v);
+  odd->v = _mm512_permutex2var_ps(low.v, _mm512_or_si512(evens, _mm512_set1_epi32(1)), high.v);
+}
+GENFAST_OP void zip(VecF even, VecF odd, VecF* low, VecF* high) {
+  const __m512i lows = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  low->v = _mm512_permutex2var_ps(even.v, lows, odd.v);
+  high->v = _mm512_permutex2var_ps(even.v, _mm512_add_epi32(lows, _mm512_set1_epi32(8)), odd.v);
+}
+
 // Lane j of vector i goes to lane i of vector j.
 GENFAST_OP void transpose(VecF square[kWidth]) {
   __m512 pairs[16], quads[16];

@@ -165,6 +165,22 @@ GENFAST_OP void interleave4(const VecF n[4], float* out) {
   GENFAST_LANES for (int w = 0; w < 4; ++w) out[4 * i + w] = n[w].v[i];
 }
 
+// Elements 0, 2, ... and 1, 3, ... of two vectors of memory order, and back.
+GENFAST_OP void unzip(VecF low, VecF high, VecF* even, VecF* odd) {
+  float all[2 * kWidth];
+  store_float(all, low);
+  store_float(all + kWidth, high);
+  GENFAST_LANES even->v[i] = all[2 * i];
+  GENFAST_LANES odd->v[i] = all[2 * i + 1];
+}
+GENFAST_OP void zip(VecF even, VecF odd, VecF* low, VecF* high) {
+  float all[2 * kWidth];
+  GENFAST_LANES all[2 * i] = even.v[i];
+  GENFAST_LANES all[2 * i + 1] = odd.v[i];
+  *low = load_float(all);
+  *high = load_float(all + kWidth);
+}
+
 #undef GENFAST_LANES
 // Lane j of vector i goes to lane i of vector j.
 GENFAST_OP void transpose(VecF square[kWidth]) {

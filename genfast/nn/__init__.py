@@ -5,7 +5,24 @@ from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.positions import (
+    LearnedPositionalEncoding,
+    RelativePositionBias,
+    RelativePositionBias2d,
+    SinusoidalPositionalEncoding,
+    alibi_slopes,
+    t5_buckets,
+)
 from genfast.nn.rbm import RBM
+from genfast.nn.rotary import (
+    DynamicNTKScaling,
+    LinearScaling,
+    Llama3Scaling,
+    NTKScaling,
+    RotaryEmbedding,
+    RotaryEmbedding2d,
+    YarnScaling,
+)
 from genfast.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -19,13 +36,26 @@ __all__ = [
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
+    "DynamicNTKScaling",
+    "LearnedPositionalEncoding",
+    "LinearScaling",
+    "Llama3Scaling",
     "MultiheadAttention",
+    "NTKScaling",
     "RBM",
+    "RelativePositionBias",
+    "RelativePositionBias2d",
     "Reparameterize",
+    "RotaryEmbedding",
+    "RotaryEmbedding2d",
+    "SinusoidalPositionalEncoding",
     "Transformer",
     "TransformerDecoder",
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "YarnScaling",
+    "alibi_slopes",
     "functional",
+    "t5_buckets",
 ]

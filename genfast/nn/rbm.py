@@ -73,7 +73,7 @@ class RBM(nn.Module):
     Examples:
         >>> rbm = RBM(6, 4)
         >>> optimizer = torch.optim.SGD(rbm.parameters(), lr=0.1)
-        >>> rbm.contrastive_divergence(torch.ones(8, 6), k=1).backward()
+        >>> rbm.contrastive_divergence(torch.ones(64, 6), k=1).backward()
         >>> optimizer.step()
         >>> rbm.b.detach().min() > 0
         tensor(True)

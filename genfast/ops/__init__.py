@@ -16,6 +16,7 @@ from genfast.ops.rbm_half_step import rbm_half_step
 from genfast.ops.rbm_log_z_exact import rbm_log_z_exact
 from genfast.ops.rbm_tempering import TemperingResult, joint_energy, rbm_tempering
 from genfast.ops.reparameterize import gaussian_kl, reparameterize, reparameterize_kl
+from genfast.ops.rotary import rotary
 
 __all__ = [
     "AISBracket",
@@ -47,5 +48,6 @@ __all__ = [
     "rbm_tempering",
     "reparameterize",
     "reparameterize_kl",
+    "rotary",
     "unpack_bits",
 ]
