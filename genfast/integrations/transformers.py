@@ -215,11 +215,11 @@ def _structure(
         padding = padding[:, None, None, kv_offset : kv_offset + kv_length]
     causal, left, right = band
     where: bool | str = causal
-    if causal or left is not None or right is not None:
-        if q_offset - kv_offset != kv_length - q_length:  # the last query is not at the last key
-            if q_offset != kv_offset or not causal:
-                return None
-            where = "top_left"
+    bounded = causal or left is not None or right is not None
+    if bounded and q_offset - kv_offset != kv_length - q_length:  # the last query is not at the last key
+        if q_offset != kv_offset or not causal:
+            return None
+        where = "top_left"
     return _Structure(where, (left, right), padding, (q_length, kv_length), mask._version)
 
 
