@@ -21,6 +21,7 @@ __all__ = ["SDPA", "is_sdpa", "rebound_class"]
 SDPA = "scaled_dot_product_attention"
 _ROOT = "_genfast_torch"  # the name under which copies of modules are imported in place of torch
 _DEPTH = 2  # how far functions that a method calls are followed
+_DISPATCH = ("diffusers.models.attention_dispatch", "dispatch_attention_fn")  # chooses among backends by a registry
 _SCOPES = itertools.count()
 _MODULES = ("torch", "torch.nn", "torch.nn.functional")
 
@@ -125,9 +126,13 @@ def _rebound(function: types.FunctionType, depth: int = _DEPTH) -> tuple[types.F
     def replacement(value: Any) -> Any:
         if is_sdpa(value) or (mentions and id(value) in _stand_ins()):
             return _stand_ins()[id(value)]
-        if depth and type(value) is types.FunctionType and value is not function and _may_be_followed(value):
-            return _rebound(value, depth - 1)[0]
-        return None
+        if type(value) is not types.FunctionType or value is function or not _may_be_followed(value):
+            return None
+        if (value.__module__, value.__name__) == _DISPATCH:
+            from genfast.integrations.diffusers import dispatch_attention
+
+            return dispatch_attention
+        return _rebound(value, depth - 1)[0] if depth else None
 
     made_globals = {name: made for name, value in _read(function) if (made := replacement(value)) is not None}
     made_cells = {i: types.CellType(made) for i, value in _held(function) if (made := replacement(value)) is not None}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from genfast._checks import shape_of
+from genfast.nn.functional import scaled_dot_product_attention
 from genfast.ops.attention import attention
 
-__all__ = ["GenfastAttnProcessor"]
+__all__ = ["GenfastAttnProcessor", "dispatch_attention"]
 
 
 class GenfastAttnProcessor:
@@ -105,3 +106,51 @@ def _four(attn: Any, mask: Tensor, batch: int, keys: int) -> Tensor:
         f"GenfastAttnProcessor: attention_mask must be [{batch}, 1 or queries, {keys}], or one for each of "
         f"{batch} x {attn.heads} heads, got shape {shape_of(mask)}"
     )
+
+
+def dispatch_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    """What newer models of diffusers call: ``genfast.patch`` puts it in the place of their ``dispatch_attention_fn``.
+
+    Args:
+        query: [B, L, Hq, D].
+        key: [B, S, H, D].
+        value: [B, S, H, Dv].
+        attn_mask: as of ``genfast.nn.functional.scaled_dot_product_attention``.
+        dropout_p: likewise.
+        is_causal: likewise.
+        scale: likewise.
+        enable_gqa: likewise.
+        attention_kwargs: options of a backend; with any, the call goes to diffusers.
+        backend: not read.
+        parallel_config: of context parallelism; with it, the call goes to diffusers.
+
+    Returns:
+        [B, L, Hq, Dv].
+    """
+    if parallel_config is not None or attention_kwargs:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        return dispatch_attention_fn(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs, backend=backend,
+            parallel_config=parallel_config,
+        )  # fmt: skip
+    if attn_mask is not None and attn_mask.dim() == 2 and attn_mask.shape == (query.shape[0], key.shape[1]):
+        attn_mask = attn_mask[:, None, None]
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return out.transpose(1, 2)

@@ -8,6 +8,9 @@ import os
 import pytest
 import torch
 
+import genfast
+import genfast.nn as gnn
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("diffusers")
 
@@ -232,3 +235,96 @@ def test_second_derivatives():
         slope.square().sum().backward()
         found.append({"out": slope.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
     assert_equal(found[1], found[0], 1e-4)
+
+
+# ---- patch -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sdpa_calls(monkeypatch):
+    found, real = [], gnn.functional.attention
+
+    def recorded(q, *args, **options):
+        found.append(tuple(q.shape))
+        return real(q, *args, **options)
+
+    monkeypatch.setattr(gnn.functional, "attention", recorded)
+    return found
+
+
+def flux():
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=12, pooled_projection_dim=6, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    return strengthened(model)
+
+
+def flux_inputs():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "hidden_states": torch.randn(2, 6, 4, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 5, 12, generator=generator),
+        "pooled_projections": torch.randn(2, 6, generator=generator),
+        "timestep": torch.tensor([0.3, 0.7]),
+        "img_ids": torch.arange(6)[:, None] * torch.tensor([0, 1, 2]),
+        "txt_ids": torch.zeros(5, 3, dtype=torch.int64),
+    }
+
+
+def added_kv():
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D"), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("UpBlock2D", "SimpleCrossAttnUpBlock2D"), cross_attention_dim=12, attention_head_dim=4,
+        norm_num_groups=4,
+    )  # fmt: skip
+    return strengthened(model)
+
+
+PATCHED = {
+    "unet": (unet, lambda: unet_inputs(True), 8),
+    "flux": (flux, flux_inputs, 2),
+    "added": (added_kv, lambda: unet_inputs(False), None),
+}
+
+
+@pytest.mark.parametrize("kind", PATCHED)
+def test_patch(kind, sdpa_calls):
+    make, inputs, count = PATCHED[kind]
+    model, inputs = make(), inputs()
+    expected = outputs_and_gradients(model, inputs)
+    processors = [module.processor for module in model.modules() if hasattr(module, "processor")]
+    assert processors
+    assert not sdpa_calls
+    report = genfast.patch(model)
+    assert len(report.swapped) == (count or len(processors)) == len(processors)
+    assert not report.kept
+    assert_equal(outputs_and_gradients(model, inputs), expected)
+    assert len(sdpa_calls) == len(processors)
+    sdpa_calls.clear()
+    assert genfast.unpatch(copy.deepcopy(model)) == genfast.unpatch(model) == len(processors)
+    after = [module.processor for module in model.modules() if hasattr(module, "processor")]
+    assert all(a is b for a, b in zip(after, processors, strict=True))
+    again = outputs_and_gradients(model, inputs)
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+    assert not sdpa_calls
+
+
+def test_dispatched_attention_takes_masks_as_diffusers_does():
+    from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+    q, k, v = torch.randn(2, 5, 4, 8), torch.randn(2, 6, 2, 8), torch.randn(2, 6, 2, 8)
+    seen = torch.rand(2, 6) > 0.4
+    seen[:, 0] = True
+    for mask in (None, seen[:, None, None], torch.randn(2, 1, 5, 6)):
+        expected = dispatch_attention_fn(q, k, v, mask, scale=0.3, enable_gqa=True)
+        torch.testing.assert_close(
+            integration.dispatch_attention(q, k, v, mask, scale=0.3, enable_gqa=True), expected, rtol=1e-4, atol=1e-5
+        )
+    expected = integration.dispatch_attention(q, k, v, seen[:, None, None], enable_gqa=True)
+    torch.testing.assert_close(integration.dispatch_attention(q, k, v, seen, enable_gqa=True), expected)

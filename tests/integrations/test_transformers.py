@@ -9,6 +9,8 @@ import warnings
 import pytest
 import torch
 
+import genfast
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", minversion="4.56")
 
@@ -472,3 +474,96 @@ def test_continuous_batching_is_refused():
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="continuous batching"):
         integration.attention_forward(torch.nn.Module(), q, q, q, None, cache=PagedAttentionCache())
+
+
+# ---- patch -----------------------------------------------------------------------------------------------------------
+
+
+class Wrapper(torch.nn.Module):
+    """A model of the user with one of Hugging Face inside."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.head = inner, torch.nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, **inputs):
+        x = self.inner.bert(**inputs).last_hidden_state
+        return self.head(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("before", ["eager", "sdpa"])
+def test_patch_switches_the_implementation_and_unpatch_back(before, calls):
+    model = model_of("llama", before)
+    inputs, padding = inputs_of("llama", "left")
+    expected = outputs_and_gradients(model, inputs, padding)
+    classes, entries = [type(m) for m in model.modules()], [set(vars(m)) for m in model.modules()]
+    report = genfast.patch(model)
+    assert report.swapped == (("", "LlamaForCausalLM", f'attn_implementation "genfast" in place of "{before}"'),)
+    assert not report.kept
+    assert not calls
+    assert_equal(outputs_and_gradients(model, inputs, padding), expected)
+    assert len(calls) == 2
+    again = genfast.patch(model)
+    assert not again.swapped
+    assert [why for *_, why in again.kept] == ["genfast's already"]
+    copied = copy.deepcopy(model)
+    for patched in (copied, model):
+        calls.clear()
+        assert genfast.unpatch(patched) == 1
+        logits, gradients = outputs_and_gradients(patched, inputs, padding)
+        assert not calls
+        assert torch.equal(logits, expected[0])
+        assert all(torch.equal(gradients[n], g) for n, g in expected[1].items())
+        assert patched.config._attn_implementation == patched.model.config._attn_implementation == before
+    assert [type(m) for m in model.modules()] == classes
+    assert [set(vars(m)) for m in model.modules()] == entries
+    assert genfast.unpatch(model) == 0
+
+
+def test_patch_finds_models_inside_of_others(calls):
+    model = Wrapper(model_of("bert", "sdpa")).eval()
+    inputs, _ = inputs_of("bert", "right")
+    expected = model(**inputs)
+    report = genfast.patch(model, sample=inputs)
+    assert [(name, cls) for name, cls, _ in report.swapped] == [
+        ("inner", "BertForMaskedLM"), ("head", "MultiheadAttention"),
+    ]  # fmt: skip
+    assert report.max_error < 1e-4
+    calls.clear()
+    seen = inputs["attention_mask"].bool()
+    torch.testing.assert_close(model(**inputs)[seen], expected[seen], rtol=1e-3, atol=1e-3)
+    assert len(calls) == 2
+    assert genfast.unpatch(model) == 2
+    assert torch.equal(model(**inputs), expected)
+    assert [name for name, *_ in genfast.patch(model, exclude=["inner"]).swapped] == ["head"]
+    assert model.inner.config._attn_implementation == "sdpa"
+    genfast.unpatch(model)
+    assert [name for name, *_ in genfast.patch(model, only=["inner"]).swapped] == ["inner"]
+    genfast.unpatch(model)
+
+
+def test_patch_restores_the_implementations_of_parts():
+    torch.manual_seed(0)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**text, "vocab_size": 16, "max_position_embeddings": 8},
+        vision_config={**text, "image_size": 8, "patch_size": 4}, projection_dim=8,
+    )  # fmt: skip
+    model = transformers.CLIPModel._from_config(config, attn_implementation={"": "sdpa", "vision_config": "eager"})
+
+    def found():
+        return [c._attn_implementation for c in (model.config, model.config.text_config, model.config.vision_config)]
+
+    before = found()
+    assert len(set(before)) == 2
+    assert len(genfast.patch(model).swapped) == 1
+    assert found() == ["genfast"] * 3
+    genfast.unpatch(model)
+    assert found() == before
+
+
+def test_patch_says_why_a_model_stays():
+    model = model_of("gpt2")
+    model.config.output_attentions = True
+    assert ["output_attentions" in why for *_, why in genfast.patch(model).kept] == [True]
+    assert model.config._attn_implementation == "eager"
