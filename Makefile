@@ -13,6 +13,7 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 GPU_PYTHON ?= python3
 SANITIZE ?= OFF
 
+comma := ,
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 STAMPS := $(VENV)/.stamps
@@ -102,7 +103,9 @@ $(STAMPS)/genfast: $(STAMPS)/torch-$(TORCH) $(BUILD_INPUTS)
 	$(PIP) "torch==$(TORCH)" -e .
 	touch $@
 
-# genfast is installed by now: these install what its extras ask for.
+# genfast is installed by now: these install what its extras ask for. Triton 3.6, torch 2.11's, needs an older numpy. timm
+# comes alone: its torchvision would have to fit torch, and where that is a build for CPUs, an index may have none that does.
 $(STAMPS)/test $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/docs $(STAMPS)/dev: $(STAMPS)/%: $(STAMPS)/genfast
-	$(PIP) "torch==$(TORCH)" "genfast[$*]" $(if $(filter 2.11.%,$(TORCH)),"numpy<2.4") # Triton 3.6 needs it
+	$(PIP) "torch==$(TORCH)" "genfast[$*$(if $(filter test,$*),$(comma)integrations)]" $(if $(filter 2.11.%,$(TORCH)),"numpy<2.4")
+	$(if $(filter test,$*),$(PIP) --no-deps timm)
 	touch $@

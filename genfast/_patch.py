@@ -180,10 +180,10 @@ def _plan(module: nn.Module) -> tuple[Callable[[], _Before] | None, str]:
         name: scaled_dot_product_attention for name, value in vars(module).items() if is_sdpa(value)
     }
     said = [f"genfast.nn.functional.{SDPA} as {name}" for name in attributes]
-    twin, text = rebound_class(cls)
+    twin, text = rebound_class(cast(Any, cls))
     processor = vars(module).get("processor")
     if processor is not None and not isinstance(processor, nn.Module) and not attributes and twin is None:
-        processor_twin, found = rebound_class(type(processor))
+        processor_twin, found = rebound_class(cast(Any, type(processor)))
         if processor_twin is not None:
             attributes["processor"] = copied = copy.copy(processor)
             copied.__class__ = processor_twin
@@ -225,7 +225,7 @@ def _is_hugging_face(module: nn.Module) -> bool:
 
 def _hugging_face_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Those that are not inside of another: they switch as a whole."""
-    inside = ()
+    inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if _is_hugging_face(module) and not (inside and name.startswith(inside)):
             inside = (*inside, f"{name}." if name else "")
@@ -233,8 +233,8 @@ def _hugging_face_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _implementations(config: Any) -> dict[str, Any]:
-    parts = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", ())}
-    found = {key: part._attn_implementation for key, part in parts.items() if hasattr(part, "_attn_implementation")}
+    parts: dict[str, Any] = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", ())}
+    found = {key: part._attn_implementation for key, part in parts.items() if part is not None}
     return {"": config._attn_implementation, **found}
 
 

@@ -198,7 +198,9 @@ def rebound_class(cls: Any) -> tuple[Any, str]:
     A base with such methods gets a subclass of its own, right before it in the order in which methods are looked up,
     so that ``super()`` finds it.
     """
-    bases, own, swapped, missed = [cls], {}, [], []
+    bases, own = [cls], {}
+    swapped: list[str] = []
+    missed: list[str] = []
     for base in cls.__mro__:
         made, lost = _rebound_members(base)
         if base is cls:

@@ -14,7 +14,8 @@ from rich.table import Table
 __all__ = ["app"]
 
 BENCHMARKS = (
-    "reparameterize_kl", "bernoulli_sample", "attention", "attention_gpt", "rbm_cd", "rbm_ais", "gemm", "overhead",
+    "reparameterize_kl", "bernoulli_sample", "attention", "attention_gpt", "encoder", "hf_bert", "rbm_cd", "rbm_ais",
+    "gemm", "overhead",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."

@@ -76,7 +76,7 @@ class GenfastAttnProcessor:
             q = attn.norm_q(q)
         if attn.norm_k is not None:
             k = attn.norm_k(k)
-        options: dict[str, Tensor] = {}
+        options: dict[str, Any] = {}
         if attention_mask is not None:
             mask = _four(attn, attention_mask, *context.shape[:2])
             options = {"mask": mask} if mask.dtype == torch.bool else {"bias": mask.to(q.dtype)}

@@ -178,15 +178,15 @@ def attention_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     The attention takes these in place of the mask [B, 1, L, S], and passes over the tiles that a band hides. A model
     that changes the mask, or a compiled graph, takes the mask.
 
-    Args:
-        args: as those of ``transformers.masking_utils.sdpa_mask``.
-        kwargs: likewise.
+    Takes the arguments of ``transformers.masking_utils.sdpa_mask``.
 
     Returns:
         None where the mask would be a causal one or empty; otherwise [B, 1, L, S], bool, True keeps.
     """
     mask = masking_utils.sdpa_mask(*args, **kwargs)
-    if mask is None or args or torch.compiler.is_compiling() or mask.is_inference() or mask.dim() != 4:
+    if mask is None or "q_length" not in kwargs:  # transformers 4 gives tensors of positions
+        return mask
+    if torch.compiler.is_compiling() or mask.is_inference() or mask.dim() != 4:
         return mask
     structure = _structure(mask, **kwargs)
     if structure is not None:

@@ -12,7 +12,7 @@ import torch
 import genfast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers", minversion="4.56")
+transformers = pytest.importorskip("transformers", minversion="5")
 
 import genfast.integrations.transformers as integration  # noqa: E402
 
