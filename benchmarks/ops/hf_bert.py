@@ -7,6 +7,7 @@ elsewhere. The floor is that of the matrix products of layers and attention, for
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def _models(sizes: tuple[int, ...], settings: Settings) -> dict[str, nn.Module]:
     made = {}
     for name, implementation in IMPLEMENTATIONS.items():
         torch.manual_seed(settings.seed)
-        model = BertModel._from_config(config, attn_implementation=implementation)
+        model = BertModel._from_config(copy.deepcopy(config), attn_implementation=implementation)
         with torch.no_grad():  # a norm's output has a constant sum of squares at first: the loss would have no gradient
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
