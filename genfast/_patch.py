@@ -239,8 +239,10 @@ def _implementations(config: Any) -> dict[str, Any]:
 
 
 def _plan_hugging_face(module: Any) -> tuple[Callable[[], _Before] | None, str]:
-    from genfast.integrations.transformers import NAME  # registers it
-
+    try:
+        from genfast.integrations.transformers import NAME  # registers it
+    except ImportError as error:
+        return None, str(error)
     config = module.config
     before = _implementations(config)
     if before[""] == NAME:

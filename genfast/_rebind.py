@@ -70,8 +70,10 @@ def _mentions(code: types.CodeType) -> bool:
     for i, instruction in enumerate(found):
         if instruction.argval != SDPA:
             continue
-        if instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_FROM"):
             return True
+        if instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            continue
         before = found[i - 1]
         base = before.argval[-1] if isinstance(before.argval, tuple) else before.argval
         if not (before.opname.startswith("LOAD_FAST") and code.co_argcount and base == code.co_varnames[0]):

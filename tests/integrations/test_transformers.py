@@ -12,7 +12,7 @@ import torch
 import genfast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers", minversion="5")
+transformers = pytest.importorskip("transformers", minversion="5.23")
 
 import genfast.integrations.transformers as integration  # noqa: E402
 
@@ -242,6 +242,7 @@ def test_a_mask_that_was_changed_is_taken_itself():
     )
     q = torch.zeros(2, 1, 5, 4)
     assert integration._mask_options(mask, q, q)["mask"].shape == (2, 1, 1, 5)
+    assert torch.equal(integration._mask_options(mask, q, q[:, :, :3])["mask"], mask[..., :3])
     mask[:, :, :, 0] = False
     assert integration._mask_options(mask, q, q)["mask"] is mask
     assert integration._mask_options(mask.clone(), q, q)["mask"].shape == mask.shape
