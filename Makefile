@@ -13,6 +13,7 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 GPU_PYTHON ?= python3
 SANITIZE ?= OFF
 
+comma := ,
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 STAMPS := $(VENV)/.stamps
@@ -42,7 +43,7 @@ py-test: $(STAMPS)/test
 	$(PYTEST) tests --ignore=tests/triton -m "not gpu"
 	set -- $$($(PY) -c "from genfast._native import C; print(*[isa for isa in C.cpu_isas() if isa != C.cpu_isa()])"); \
 	for isa; do echo "GENFAST_CPU=$$isa"; GENFAST_CPU=$$isa $(PYTEST) tests/ops --ignore-glob="*/test_rbm_*" --ignore-glob="*/test_attention*" -m "not gpu and not slow"; done
-	$(PYTEST) --doctest-modules genfast
+	$(PYTEST) --doctest-modules --doctest-ignore-import-errors genfast # transformers and diffusers need Python 3.11
 	if $(PY) -c "import triton" 2>/dev/null; then TRITON_INTERPRET=1 $(PYTEST) tests/triton -m "not gpu and not exhaustive"; \
 	else echo "Triton is not installed: its tests are skipped"; fi
 
@@ -102,7 +103,9 @@ $(STAMPS)/genfast: $(STAMPS)/torch-$(TORCH) $(BUILD_INPUTS)
 	$(PIP) "torch==$(TORCH)" -e .
 	touch $@
 
-# genfast is installed by now: these install what its extras ask for.
+# genfast is installed by now: these install what its extras ask for. Triton 3.6, torch 2.11's, needs an older numpy. timm
+# comes alone: its torchvision would have to fit torch, and where that is a build for CPUs, an index may have none that does.
 $(STAMPS)/test $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/docs $(STAMPS)/dev: $(STAMPS)/%: $(STAMPS)/genfast
-	$(PIP) "torch==$(TORCH)" "genfast[$*]" $(if $(filter 2.11.%,$(TORCH)),"numpy<2.4") # Triton 3.6 needs it
+	$(PIP) "torch==$(TORCH)" "genfast[$*$(if $(filter test,$*),$(comma)integrations)]" $(if $(filter 2.11.%,$(TORCH)),"numpy<2.4")
+	$(if $(filter test,$*),$(PIP) --no-deps timm)
 	touch $@

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import dis
 import fnmatch
-import functools
-import types
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from genfast._rebind import SDPA, is_sdpa, rebound_class
 from genfast.nn.functional import scaled_dot_product_attention
 from genfast.nn.transformer import TWINS
 
 __all__ = ["PatchReport", "patch", "unpatch"]
 
-_SDPA = "scaled_dot_product_attention"
-_BEFORE = "_genfast_unpatched_class"  # of a module: its class before
-_REBOUND = "_genfast_rebound"  # of a class: made here
+_BEFORE = "_genfast_unpatched"  # of a module: what it was before
+_ALREADY = "genfast's already"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +56,26 @@ def patch(
 ) -> PatchReport:
     """Makes the attention inside a model run by genfast, in place.
 
-    Swapped are ``torch.nn.MultiheadAttention``, ``torch.nn.Transformer`` and its layers and stacks, and every module
-    with a method that calls ``torch.nn.functional.scaled_dot_product_attention``. Modules change their class alone:
-    parameters, buffers, hooks, device and mode stay as they are, ``isinstance`` holds, and ``unpatch`` undoes it.
+    Swapped are:
 
-    A method that calls SDPA runs as before, with genfast's function under that name; globals of its file that change
-    after the patch are not seen by it, and methods that it reaches by ``super()`` keep PyTorch's. A module so swapped
-    is copied by ``copy.deepcopy`` but not pickled: save its ``state_dict``, which is that of the unpatched model, or
-    unpatch first.
+    - ``torch.nn.MultiheadAttention``, ``torch.nn.Transformer`` and its layers and stacks.
+    - Modules with a method that calls ``torch.nn.functional.scaled_dot_product_attention``, by whatever name of its
+      file, its closure or an import inside of it, by ``super()``, by an attribute of the module that holds the
+      function, or through functions that it calls. Modules with a flag ``fused_attn``, as timm's have, get it set.
+    - Hugging Face models: their attention implementation becomes ``"genfast"`` by ``set_attn_implementation`` (see
+      ``genfast.integrations.transformers``).
+    - The attention processors of diffusers' models, likewise by what their methods call.
+
+    Modules change their class alone: parameters, buffers, hooks, device and mode stay as they are, ``isinstance``
+    holds, and ``unpatch`` undoes it. A method that calls SDPA runs as before, with genfast's function under that name;
+    globals of its file that change after the patch are not seen by it. A call of a base's method by the name of its
+    class keeps PyTorch's. A module so swapped is copied by ``copy.deepcopy`` but not pickled: save its
+    ``state_dict``, which is that of the unpatched model, or unpatch first.
 
     Args:
         model: any module.
         only: swap these alone: patterns of module names as ``fnmatch`` takes them ("encoder.*"), or classes.
-        exclude: leave these, likewise.
+        exclude: leave these, likewise. A Hugging Face model is switched as a whole, by its own name.
         sample: inputs of the model, a tuple or a mapping of names. The model runs on them before and after, in eval
             mode without gradients.
         tolerance: allowed difference of the outputs of ``sample``, over their largest value.
@@ -95,20 +101,20 @@ def patch(
     unwanted = tuple(exclude)
     before = None if sample is None else _outputs(model, sample)
     swapped, kept = [], []
-    for name, module in model.named_modules():
+    others = [(name, module) for name, module in model.named_modules() if not _is_hugging_face(module)]
+    for name, module in [*_hugging_face_models(model), *others]:
         cls = type(module)
-        twin, text = _twin(cls)
-        if twin is None and not text:
+        apply, text = _plan(module)
+        if apply is None and not text:
             continue
-        if twin is not None and wanted is not None and not _matches(name, module, wanted):
-            twin, text = None, "not among only"
-        elif twin is not None and _matches(name, module, unwanted):
-            twin, text = None, "excluded"
-        if twin is None:
+        if apply is not None and wanted is not None and not _matches(name, module, wanted):
+            apply, text = None, "not among only"
+        elif apply is not None and _matches(name, module, unwanted):
+            apply, text = None, "excluded"
+        if apply is None:
             kept.append((name, cls.__qualname__, text))
             continue
-        module.__dict__[_BEFORE] = cls
-        module.__class__ = twin
+        module.__dict__[_BEFORE] = apply()
         swapped.append((name, cls.__qualname__, text))
     error = None
     if before is not None and sample is not None:
@@ -126,9 +132,9 @@ def unpatch(model: nn.Module) -> int:
     """Undoes ``patch``; layers that were genfast's before stay. Returns how many modules changed back."""
     count = 0
     for module in model.modules():
-        cls = module.__dict__.pop(_BEFORE, None)
-        if cls is not None:
-            module.__class__ = cls
+        before = module.__dict__.pop(_BEFORE, None)
+        if before is not None:
+            before.restore(module)
             count += 1
     return count
 
@@ -140,93 +146,117 @@ def _matches(name: str, module: nn.Module, patterns: tuple[str | type[nn.Module]
     )
 
 
-def _twin(cls: type[nn.Module]) -> tuple[type[nn.Module] | None, str]:
-    """What takes the place of a class and what to say of it; (None, "") for one without attention."""
+# ---- what to do with a module ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Before:
+    """What a module was before the patch."""
+
+    cls: type[nn.Module]
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    implementation: dict[str, Any] | None = None  # of attention, of a Hugging Face model
+
+    def restore(self, module: nn.Module) -> None:
+        if self.implementation is not None:
+            cast(Any, module).set_attn_implementation(self.implementation)
+            return
+        module.__class__ = self.cls
+        module.__dict__.update(self.attributes)
+
+
+def _plan(module: nn.Module) -> tuple[Callable[[], _Before] | None, str]:
+    """What swaps a module's attention, and what to say of it; (None, "") for one without attention."""
+    cls = type(module)
+    if _BEFORE in module.__dict__:
+        return None, _ALREADY
+    if _is_hugging_face(module):
+        return _plan_hugging_face(module)
     if cls in TWINS:
-        return TWINS[cls], f"genfast.nn.{TWINS[cls].__name__}"
-    if issubclass(cls, tuple(TWINS.values())) or _REBOUND in cls.__dict__:
-        return None, "genfast's already"
-    mentioning = _mentioning(cls)
-    rebound = {name: method for name, method in map(_rebound, mentioning.items()) if method is not None}
-    if rebound:
-        return _subclass(cast(Any, cls), tuple(rebound)), f"genfast.nn.functional.{_SDPA} in {', '.join(rebound)}"
-    if mentioning:
-        return None, f"{_SDPA} is not reached by a global name in {', '.join(mentioning)}"
+        return _changing(module, TWINS[cls]), f"genfast.nn.{TWINS[cls].__name__}"
+    if issubclass(cls, tuple(TWINS.values())):
+        return None, _ALREADY
+    attributes: dict[str, Any] = {
+        name: scaled_dot_product_attention for name, value in vars(module).items() if is_sdpa(value)
+    }
+    said = [f"genfast.nn.functional.{SDPA} as {name}" for name in attributes]
+    twin, text = rebound_class(cast(Any, cls))
+    processor = vars(module).get("processor")
+    if processor is not None and not isinstance(processor, nn.Module) and not attributes and twin is None:
+        processor_twin, found = rebound_class(cast(Any, type(processor)))
+        if processor_twin is not None:
+            attributes["processor"] = copied = copy.copy(processor)
+            copied.__class__ = processor_twin
+            said.append(f"{found} of {type(processor).__name__}")
+        else:
+            text = text or (found and f"{found} of {type(processor).__name__}")
+    if twin is not None and vars(module).get("fused_attn") is False:
+        attributes["fused_attn"] = True
+        text += "; fused_attn set"
+    if twin is not None or attributes:
+        return _changing(module, twin, attributes), "; ".join([*said, text] if text else said)
+    if text:
+        return None, text
     if issubclass(cls, tuple(TWINS)):
         return None, "a class of its own, not PyTorch's"
     return None, ""
 
 
-# ---- methods that call SDPA ------------------------------------------------------------------------------------------
+def _changing(
+    module: nn.Module, twin: type[nn.Module] | None, attributes: dict[str, Any] | None = None
+) -> Callable[[], _Before]:
+    def change() -> _Before:
+        before = _Before(type(module), {name: module.__dict__[name] for name in attributes or ()})
+        if twin is not None:
+            module.__class__ = twin
+        module.__dict__.update(attributes or {})
+        return before
+
+    return change
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+# ---- Hugging Face's models -------------------------------------------------------------------------------------------
 
 
-def _mentioning(cls: type[nn.Module]) -> dict[str, types.FunctionType]:
-    """The methods of a class, PyTorch's own left out, that mention SDPA."""
-    found: dict[str, types.FunctionType] = {}
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] == "torch":
-            continue
-        for name, method in vars(base).items():
-            own: Any = method if getattr(cls, name, None) is method else None  # not one that a subclass replaces
-            if isinstance(own, types.FunctionType) and any(_SDPA in code.co_names for code in _codes(own.__code__)):
-                found[name] = own
-    return found
+def _is_hugging_face(module: nn.Module) -> bool:
+    library = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(module, library.PreTrainedModel) and hasattr(module, "config")
 
 
-@functools.cache
-def _stand_ins() -> dict[int, Any]:
-    """By identity: PyTorch's function and the modules that lead to it, to copies that lead to genfast's."""
-
-    def copy(module: types.ModuleType, **changed: Any) -> types.ModuleType:
-        made = types.ModuleType(module.__name__)
-        made.__dict__.update({**vars(module), **changed})
-        return made
-
-    functional = copy(nn.functional, **{_SDPA: scaled_dot_product_attention})
-    layers = copy(nn, functional=functional)
-    return {
-        id(nn.functional.scaled_dot_product_attention): scaled_dot_product_attention,
-        id(nn.functional): functional,
-        id(nn): layers,
-        id(torch): copy(torch, nn=layers),
-    }
+def _hugging_face_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Those that are not inside of another: they switch as a whole."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if _is_hugging_face(module) and not (inside and name.startswith(inside)):
+            inside = (*inside, f"{name}." if name else "")
+            yield name, module
 
 
-def _rebound(item: tuple[str, types.FunctionType]) -> tuple[str, types.FunctionType | None]:
-    """A method that finds genfast's function where it looked for PyTorch's; None where it looks elsewhere."""
-    method_name, method = item
-    read = (
-        i.argval for code in _codes(method.__code__) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"
-    )
-    found = {name: method.__globals__[name] for name in read if name in method.__globals__}
-    changed = {name: _stand_ins()[id(value)] for name, value in found.items() if id(value) in _stand_ins()}
-    if not changed:
-        return method_name, None
-    made = types.FunctionType(
-        method.__code__, {**method.__globals__, **changed}, method_name, method.__defaults__, method.__closure__
-    )
-    made.__kwdefaults__ = method.__kwdefaults__
-    made.__doc__, made.__annotations__, made.__qualname__ = method.__doc__, method.__annotations__, method.__qualname__
-    return method_name, made
+def _implementations(config: Any) -> dict[str, Any]:
+    parts: dict[str, Any] = {key: getattr(config, key, None) for key in getattr(config, "sub_configs", ())}
+    found = {key: part._attn_implementation for key, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **found}
 
 
-@functools.cache
-def _subclass(cls: Any, names: tuple[str, ...]) -> Any:
-    """A class as ``cls`` but for the rebound methods."""
-    methods = _mentioning(cls)
-    members = {name: _rebound((name, methods[name]))[1] for name in names}
-    return type(
-        cls.__name__,
-        (cls,),
-        {"__module__": cls.__module__, "__qualname__": cls.__qualname__, _REBOUND: True, **members},
-    )
+def _plan_hugging_face(module: Any) -> tuple[Callable[[], _Before] | None, str]:
+    try:
+        from genfast.integrations.transformers import NAME  # registers it
+    except ImportError as error:
+        return None, str(error)
+    config = module.config
+    before = _implementations(config)
+    if before[""] == NAME:
+        return None, _ALREADY
+    if getattr(config, "output_attentions", False):
+        return None, "its configuration asks for attention weights (output_attentions)"
+    if not getattr(module, "_can_set_attn_implementation", lambda: True)():
+        return None, "its attention does not go through transformers' AttentionInterface"
+
+    def change() -> _Before:
+        module.set_attn_implementation(NAME)
+        return _Before(type(module), implementation=before)
+
+    return change, f'attn_implementation "{NAME}" in place of "{before[""]}"'
 
 
 # ---- the sample ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as people write it
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention as fused
 
 import genfast
 import genfast.nn as gnn
@@ -54,6 +55,133 @@ class ByImport(Block):
         from torch.nn import functional
 
         return self.out(functional.scaled_dot_product_attention(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+class ByImportOfTheName(Block):
+    def forward(self, x):
+        from torch.nn.functional import scaled_dot_product_attention as attend
+
+        return self.out(attend(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+class ByImportOfTheRoot(Block):
+    def forward(self, x):
+        import torch
+        import torch.nn.functional as functional
+
+        assert torch.nn.functional.scaled_dot_product_attention is functional.scaled_dot_product_attention
+        return self.out(functional.scaled_dot_product_attention(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+class ByAlias(Block):
+    def forward(self, x):
+        return self.out(fused(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+def helper(q, k, v, *, scale=None):
+    return fused(q, k, v, scale=scale)
+
+
+def merged(q, k, v):
+    return helper(q, k, v, scale=0.3).transpose(1, 2).flatten(2)
+
+
+class ByHelper(Block):
+    def forward(self, x):
+        return self.out(merged(*self.split(x)))
+
+
+class ByStaticMethod(Block):
+    @staticmethod
+    def attend(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+    @classmethod
+    def merged(cls, q, k, v):
+        return cls.attend(q, k, v).transpose(1, 2).flatten(2) + fused(q, k, v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        return self.out(self.merged(*self.split(x)))
+
+
+def by_closure():
+    attend = F.scaled_dot_product_attention
+
+    class ByClosure(Block):
+        def forward(self, x):
+            return self.out(attend(*self.split(x)).transpose(1, 2).flatten(2))
+
+    return ByClosure()
+
+
+class ByAttribute(Block):
+    def __init__(self):
+        super().__init__()
+        self.attend = F.scaled_dot_product_attention
+
+    def forward(self, x):
+        return self.out(self.attend(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+class ByFlag(Block):
+    """As timm's."""
+
+    fused_attn: bool
+
+    def __init__(self):
+        super().__init__()
+        self.fused_attn = False
+
+    def forward(self, x):
+        q, k, v = self.split(x)
+        if self.fused_attn:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            out = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+class Twice(BySuper):
+    """Two steps up, and a sibling on the way."""
+
+    def forward(self, x):
+        return super().forward(x) + fused(x, x, x)
+
+
+class Mixed(ByTorch, ByName):
+    def attend(self, x):
+        return super().attend(x) + super(ByTorch, self).forward(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class ByHolder(Block):
+    """Nothing that a name leads to."""
+
+    def __init__(self):
+        super().__init__()
+        self.functional = [F]
+
+    def forward(self, x):
+        return self.out(self.functional[0].scaled_dot_product_attention(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+class ByGlobal(nn.Module):
+    def forward(self, x):
+        global TIMES
+        TIMES = TIMES + 1
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+TIMES = 0
+
+
+class OfItsOwn(Block):
+    """A method by that name, which has nothing of PyTorch's."""
+
+    def scaled_dot_product_attention(self, q, k, v):
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    def forward(self, x):
+        return self.out(self.scaled_dot_product_attention(*self.split(x)).transpose(1, 2).flatten(2))
 
 
 class Own(nn.MultiheadAttention):
@@ -117,7 +245,7 @@ def test_everything_with_attention_is_swapped_and_computes_the_same(model, calls
     assert "in attend" in str(report)
     assert "+ mha: MultiheadAttention: genfast.nn.MultiheadAttention" in str(report)
     got = gradients(model)
-    assert len(calls) == 6  # BySuper's super() keeps PyTorch's
+    assert len(calls) == 7  # BySuper's is two
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
@@ -167,17 +295,86 @@ def test_only_and_exclude(model):
     assert {why for *_, why in again.kept} == {"genfast's already"}
 
 
+WAYS = {
+    ByImport: 1, ByImportOfTheName: 1, ByImportOfTheRoot: 1, ByAlias: 1, ByHelper: 1, ByStaticMethod: 2, by_closure: 1,
+    ByAttribute: 1, ByFlag: 1, BySuper: 2, Twice: 3, Mixed: 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_every_way_to_the_function_is_found(way, calls):
+    torch.manual_seed(0)
+    block = way()
+    before, attributes = gradients(block), dict(vars(block))
+    assert not calls
+    report = genfast.patch(block)
+    assert len(report.swapped) == 1, report
+    assert "not reached" not in str(report)
+    got = gradients(block)
+    assert len(calls) == WAYS[way]
+    for a, b in zip(got, before, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    copied = copy.deepcopy(block)
+    calls.clear()
+    copied(X)
+    assert len(calls) == WAYS[way]
+    calls.clear()
+    for module in (block, copied):
+        assert genfast.unpatch(module) == 1
+        assert all(torch.equal(a, b) for a, b in zip(gradients(module), before, strict=True))
+        assert vars(module).keys() == attributes.keys()
+    assert vars(block) == attributes
+    assert not calls
+
+
+def test_the_report_names_what_was_reached_and_what_was_not():
+    class Half(ByHolder):
+        def more(self, x):
+            return fused(x, x, x)
+
+    report = genfast.patch(nn.ModuleDict({"part": Half(), "up": BySuper(), "flag": ByFlag(), "held": ByAttribute()}))
+    said = {name: text.replace("scaled_dot_product_attention", "sdpa") for name, _, text in report.swapped}
+    assert said == {
+        "part": "genfast.nn.functional.sdpa in more, Block.forward; sdpa is not reached by a name in forward",
+        "up": "genfast.nn.functional.sdpa in forward, Block.forward",
+        "flag": "genfast.nn.functional.sdpa in forward, Block.forward; fused_attn set",
+        "held": "genfast.nn.functional.sdpa as attend; genfast.nn.functional.sdpa in Block.forward",
+    }
+
+
+def test_functions_and_modules_of_the_user_stay(calls):
+    genfast.patch(nn.Sequential(ByHelper(), ByImportOfTheRoot()))
+    x = torch.randn(1, 2, 3, 4)
+    helper(x, x, x)
+    F.scaled_dot_product_attention(x, x, x)
+    ByHelper()(X)
+    ByImportOfTheRoot()(X)
+    assert not calls
+
+
 def test_what_cannot_be_swapped_is_said():
-    model = nn.Sequential(Own(16, 4), ByImport(), gnn.MultiheadAttention(16, 4), nn.Linear(2, 2))
+    own, base = Own(16, 4), ByHolder()
+    model = nn.Sequential(own, gnn.MultiheadAttention(16, 4), ByGlobal(), nn.Linear(2, 2))
     report = genfast.patch(model)
     assert not report.swapped
     assert [(name, why) for name, _, why in report.kept] == [
         ("0", "a class of its own, not PyTorch's"),
-        ("1", "scaled_dot_product_attention is not reached by a global name in forward"),
-        ("2", "genfast's already"),
+        ("1", "genfast's already"),
+        ("2", "scaled_dot_product_attention is not reached by a name in forward"),
     ]
     assert genfast.unpatch(model) == 0
-    assert type(model[2]) is gnn.MultiheadAttention
+    assert type(model[1]) is gnn.MultiheadAttention
+    before = TIMES
+    model[2](torch.randn(1, 2, 3, 4))
+    assert before + 1 == TIMES
+    assert "not reached by a name in forward" in str(genfast.patch(base))
+
+
+def test_a_method_of_that_name_is_not_pytorchs():
+    report = genfast.patch(nn.Sequential(OfItsOwn(), nn.ReLU()), exclude=[])
+    assert [text for *_, text in report.swapped] == [
+        "genfast.nn.functional.scaled_dot_product_attention in Block.forward"
+    ]
 
 
 def test_the_sample_is_compared(model, monkeypatch):
@@ -210,6 +407,24 @@ def test_the_model_itself(calls):
     assert calls
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got str"):
         genfast.patch("model")
+
+
+def test_copies_of_methods_are_traced_into():
+    for way in WAYS:
+        torch.manual_seed(0)
+        block = way().eval()
+        expected = block(X)
+        genfast.patch(block)
+        graphs = []
+        compiled = torch.compile(
+            block, fullgraph=True, backend=lambda graph, _, graphs=graphs: graphs.append(graph) or graph
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(X), expected)
+        code = graphs[0].code
+        assert "genfast" in code, way
+        assert "torch._C._nn.scaled_dot_product_attention" not in code, way
+        torch._dynamo.reset()
 
 
 @pytest.mark.slow
