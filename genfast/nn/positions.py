@@ -12,7 +12,7 @@ from genfast._checks import check_count, check_float_tensor, shape_of
 from genfast._op import transformed
 from genfast.nn.rotary import Tables, positive
 from genfast.ops import T5Bias, WindowBias2d
-from genfast.ops._attention_arguments import _t5_buckets
+from genfast.ops._attention_relative import bucket_of
 
 __all__ = [
     "LearnedPositionalEncoding",
@@ -272,7 +272,7 @@ def t5_buckets(
         got = relative_position.dtype if isinstance(relative_position, Tensor) else type(relative_position).__name__
         raise TypeError(f"t5_buckets: relative_position must be an integer tensor, got {got}")
     buckets, max_distance = _t5_sizes("t5_buckets", buckets, bidirectional, max_distance)
-    return _t5_buckets(relative_position.to(torch.int64), buckets, bidirectional, max_distance)
+    return bucket_of(relative_position.to(torch.int64), buckets, bidirectional, max_distance)
 
 
 def _t5_sizes(name: str, buckets: Any, bidirectional: bool, max_distance: Any) -> tuple[int, int]:

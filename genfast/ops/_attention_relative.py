@@ -13,7 +13,7 @@ from genfast._checks import check_count, shape_of
 from genfast.ops._attention_packing import placed
 from genfast.ops._attention_tensors import Extent, Packed, known, parameter
 
-__all__ = ["T5Bias", "WindowBias2d", "distance_table", "relative_table"]
+__all__ = ["T5Bias", "WindowBias2d", "bucket_of", "distance_table", "relative_table"]
 
 Tensor = torch.Tensor
 
@@ -102,7 +102,7 @@ def _alibi_table(op: str, name: str, slopes: Any, q: Tensor, extent: Extent, off
     return slopes.unsqueeze(2) * offsets.abs().neg().to(slopes.dtype)
 
 
-def _t5_buckets(offsets: Tensor, buckets: int, bidirectional: bool, max_distance: int) -> Tensor:
+def bucket_of(offsets: Tensor, buckets: int, bidirectional: bool, max_distance: int) -> Tensor:
     """The bucket of each offset (key position minus query position)."""
     first = torch.zeros_like(offsets)
     if bidirectional:
@@ -129,7 +129,7 @@ def _t5_table(op: str, bias: T5Bias, table: Tensor, offsets: Tensor) -> Tensor:
         )
     exact = buckets // 2 // (2 if bias.bidirectional else 1)
     max_distance = check_count(op, "T5Bias.max_distance", bias.max_distance, exact + 1)
-    index = _t5_buckets(offsets, buckets, bool(bias.bidirectional), max_distance)
+    index = bucket_of(offsets, buckets, bool(bias.bidirectional), max_distance)
     return table.index_select(0, index).T.unsqueeze(0)
 
 

@@ -21,6 +21,7 @@ from genfast.ops._attention_arguments import (
 from genfast.ops._attention_reference import reference_forward, wide
 from genfast.ops._attention_relative import T5Bias, distance_table
 from genfast.ops._attention_tensors import Extent, autocast, autocasting, known
+from genfast.ops.rotary import rotary as rotate
 
 __all__ = ["attention_decode"]
 
@@ -108,6 +109,7 @@ def attention_decode(
     k_new: Tensor | None = None,
     v_new: Tensor | None = None,
     block_table: Tensor | None = None,
+    rotary: tuple[Tensor, Tensor] | tuple[Tensor, Tensor, bool] | None = None,
     causal: bool = True,
     window: tuple[int | None, int | None] | None = None,
     bias: Tensor | None = None,
@@ -135,6 +137,8 @@ def attention_decode(
         v_new: values [B, Hkv, Snew, Dv]; with ``k_new``.
         block_table: [B, pages of a sequence], int32 or int64: the pages of each sequence in order.
             Sequences may share pages that nothing is appended to.
+        rotary: (cos, sin) or (cos, sin, interleaved), tables as in ``genfast.ops.rotary``: q and ``k_new`` are turned to
+            their positions first. What the cache holds has been turned already.
         causal: a query does not see the keys after its own position.
         window: (left, right), as in ``attention``.
         bias: as in ``attention``, of a shape that broadcasts to [B, Hq, Sq, S]; with pages S is what a sequence's
@@ -181,6 +185,8 @@ def attention_decode(
         raise RuntimeError(f"{_OP} writes to the cache and has no derivative; use attention, or torch.no_grad()")
     if known(lengths):
         _check_values(q, k_cache, lengths, k_new, blocks)
+    if rotary is not None:
+        q, k_new = _turned(q, k_new, lengths, rotary)
     capacity = k_cache.shape[2] if blocks is None else k_cache.shape[2] * blocks.shape[1]
     extent = Extent(q.shape[0], q.shape[1], q.shape[2], capacity)
     bias = None if bias is None else checked_bias(_OP, "bias", bias, q, extent)
@@ -203,6 +209,19 @@ def attention_decode(
         checked_scale(_OP, scale, q.shape[3]), 0.0 if softcap is None else checked_softcap(_OP, softcap), left, right,
     )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def _turned(q: Tensor, k_new: Tensor | None, lengths: Tensor, rotary: Any) -> tuple[Tensor, Tensor | None]:
+    """The queries and the new keys, turned to their positions."""
+    if not isinstance(rotary, (tuple, list)) or len(rotary) not in (2, 3):
+        raise TypeError(f"{_OP}: rotary must be (cos, sin) or (cos, sin, interleaved), got {type(rotary).__name__}")
+    cos, sin, *order = rotary
+    new = 0 if k_new is None else k_new.shape[2]
+    interleaved = bool(order and order[0])
+    q = rotate(q, cos, sin, interleaved=interleaved, offset=lengths + (new - q.shape[2]))
+    if k_new is not None:
+        k_new = rotate(k_new, cos, sin, interleaved=interleaved, offset=lengths)
+    return q, k_new
 
 
 def _tensors(*candidates: Any) -> list[Tensor]:

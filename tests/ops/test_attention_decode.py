@@ -161,6 +161,30 @@ def test_a_generated_sequence_is_causal_attention() -> None:
     assert not room[:, :, 12:].any()
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_turns_queries_and_new_keys_to_their_positions(interleaved: bool) -> None:
+    """Step by step as the whole turned at once, with partly turned heads; beyond the tables nothing is written."""
+    torch.manual_seed(1)
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    angles = torch.outer(torch.arange(9.0), torch.tensor([1.0, 0.3, 0.1]))
+    tables = angles.cos(), angles.sin()
+    turned = [ops.rotary(x, *tables, interleaved=interleaved) for x in (q, k)]
+    want = ops.attention(*turned, v, causal=True)
+    k_cache, v_cache = torch.zeros(2, 2, 2, 16, 8)
+    steps = []
+    for a, b in ((0, 4), (4, 5), (5, 8), (8, 9)):
+        new = {"k_new": k[:, :, a:b], "v_new": v[:, :, a:b]}
+        rotary = (*tables, interleaved) if interleaved else tables
+        steps.append(ops.attention_decode(q[:, :, a:b], k_cache, v_cache, a, rotary=rotary, **new))
+    torch.testing.assert_close(torch.cat(steps, 2), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(k_cache[:, :, :9], turned[1])
+    with pytest.raises(ValueError, match="rotary"):
+        ops.attention_decode(q[:, :, :1], k_cache, v_cache, 9, rotary=tables, k_new=k[:, :, :1], v_new=v[:, :, :1])
+    assert not k_cache[:, :, 9:].any()
+    with pytest.raises(TypeError, match=r"rotary must be \(cos, sin\)"):
+        ops.attention_decode(q[:, :, :1], k_cache, v_cache, 8, rotary=angles)
+
+
 def test_sequences_may_share_pages_they_do_not_fill() -> None:
     """A common prompt of one page; each sequence goes on in a page of its own."""
     torch.manual_seed(1)

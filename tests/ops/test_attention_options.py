@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import genfast
 from genfast import ops
-from genfast.ops._attention_relative import _t5_buckets
+from genfast.ops._attention_relative import bucket_of
 
 MANY = ("bias-head", "mask-rows", "causal", "alibi", "t5", "softcap", "sinks", "dropout")
 
@@ -106,19 +106,19 @@ def scores_of(queries, keys, heads=2, **options):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 16), (4, 3), (12, 1000), (6, 128), (32, 17)])
-def test_t5_buckets_are_those_of_the_definition(bidirectional, buckets, max_distance):
+def testt5_buckets_are_those_of_the_definition(bidirectional, buckets, max_distance):
     offsets = torch.arange(-1500, 1501)
-    found = _t5_buckets(offsets, buckets, bidirectional, max_distance)
+    found = bucket_of(offsets, buckets, bidirectional, max_distance)
     expected = [t5_bucket(int(o), buckets, bidirectional, max_distance) for o in offsets]
     assert found.tolist() == expected
     assert found.min() >= 0
     assert found.max() < buckets
 
 
-def test_t5_buckets_of_the_published_models():
+def testt5_buckets_of_the_published_models():
     """32 buckets to 128 both ways, at edges where rounding decides, as those models index their tables."""
     edges = {-200: 15, -128: 15, -64: 14, -32: 12, -16: 10, -8: 8, -7: 7, -1: 1, 0: 0, 1: 17, 7: 23, 8: 24, 64: 30}
-    found = _t5_buckets(torch.tensor(list(edges)), 32, True, 128)
+    found = bucket_of(torch.tensor(list(edges)), 32, True, 128)
     assert found.tolist() == list(edges.values())
 
 
