@@ -83,7 +83,8 @@ class Case:
         groups: name to contenders of which a target means the fastest.
         yardsticks: functions that do a part of the work, timed beside the contenders for comparison, not checked.
         items: steps in one call; the times of the rows, floors included, are those of one.
-        rest: seconds to wait before each sample, where a contender's idle threads spin on and would slow the next one.
+        rest: seconds to wait before each sample, where a contender's idle threads spin on and would slow the next one; a
+            call that is not timed follows, as cores that rested are slow at first.
     """
 
     op: str
@@ -166,7 +167,7 @@ def time_interleaved(
         device: CUDA times with events.
         seconds: time to spend on all of them together.
         rounds: the least number of samples each.
-        rest: seconds to wait before each sample.
+        rest: seconds to wait before each sample and the untimed call that then precedes it.
     """
     sample = _sample_cuda if device.type == "cuda" else _sample_cpu
     repeats = {name: max(1, min(10_000, int(2e-3 / max(sample(call, 1), 1e-7)))) for name, call in functions.items()}
@@ -175,7 +176,9 @@ def time_interleaved(
     done = 0
     while done < rounds or (time.perf_counter() < end and done < 2000):
         for name, call in functions.items():
-            time.sleep(rest)
+            if rest:
+                time.sleep(rest)
+                call()  # after 50 ms of rest even a bare product may take twice its time
             times[name].append(sample(call, repeats[name]))
         done += 1
     return times

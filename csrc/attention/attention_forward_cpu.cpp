@@ -64,24 +64,27 @@ void load_few(const Attention& a, const Tile& t, float* out) {
   }
 }
 
-// Asks for rows [first, first + count), which the next block reads in place: the hardware does not look that far ahead.
-void prefetch_rows(const Attention& a, const Rows& x, int64_t batch, int64_t head, int64_t first, int64_t count,
-                   int64_t depth) {
+// Rows [first, first + count) of a head of paged keys or values, as they lie in one page, or one after the other in
+// `room`.
+Rows page_rows(const Attention& a, const Rows& x, int64_t head, int64_t first, int64_t count, int64_t depth,
+               float* room) {
   const int64_t bytes = depth * width_of(a.dtype);
-  for (int64_t i = 0; i < count; ++i) {
-    const char* const row = row_at(x, a.dtype, batch, head, first + i);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+  char* to = reinterpret_cast<char*>(room);
+  for (int64_t i = 0; i < count;) {
+    const int64_t key = first + i, row = key % a.page_size, run = smaller(count - i, a.page_size - row);
+    char* const from = row_at(x, a.dtype, a.pages[key / a.page_size], head, row);
+    if (run == count) return {from, 0, 0, x.row};
+    if (x.row == depth) {
+      memcpy(to, from, static_cast<size_t>(run * bytes));
+    } else {
+      for (int64_t r = 0; r < run; ++r) {
+        memcpy(to + r * bytes, from + r * x.row * width_of(a.dtype), static_cast<size_t>(bytes));
+      }
+    }
+    to += run * bytes;
+    i += run;
   }
-}
-
-// Rows [first, first + count) of paged keys or values one after the other.
-void gather_pages(const Attention& a, const Rows& x, int64_t head, int64_t first, int64_t count, int64_t depth,
-                  char* out) {
-  const int64_t bytes = depth * width_of(a.dtype);
-  for (int64_t i = 0; i < count; ++i, out += bytes) {
-    const int64_t key = first + i;
-    memcpy(out, row_at(x, a.dtype, a.pages[key / a.page_size], head, key % a.page_size), static_cast<size_t>(bytes));
-  }
+  return {room, 0, 0, depth};
 }
 
 void scale_row(float* row, int64_t columns, float factor) {
@@ -147,16 +150,9 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       Rows k = a.k, v = a.v;
       int64_t row = t.key;
       if (a.pages != nullptr && (few || packed[block] == 0.0f)) {
-        k = {gathered, 0, 0, a.depth};
-        v = {gathered + nk * a.depth, 0, 0, a.value_depth};
-        gather_pages(a, a.k, unit.kv_head, t.key, t.packed_keys, a.depth, static_cast<char*>(k.data));
-        gather_pages(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, static_cast<char*>(v.data));
+        k = page_rows(a, a.k, unit.kv_head, t.key, t.packed_keys, a.depth, gathered);
+        v = page_rows(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, gathered + nk * a.depth);
         row = 0;
-      }
-      const int64_t ahead = smaller(last - t.key - nk, nk);  // rows of the next block
-      if (few && a.pages == nullptr && ahead > 0) {
-        prefetch_rows(a, a.k, t.batch, unit.kv_head, t.key + nk, ahead, a.depth);
-        prefetch_rows(a, a.v, t.batch, unit.kv_head, t.key + nk, ahead, a.value_depth);
       }
       gemm::Right rows = packed_keys(t, own_values);
       if (in_place) {

@@ -31,7 +31,14 @@ GENFAST_INLINE int64_t block_of(int64_t count, int64_t most, int64_t unit) {
   return count == 0 ? unit : up_to(parts(count, parts(count, most)), unit);
 }
 GENFAST_INLINE int64_t query_block(const Attention& a) { return block_of(a.queries, kMostQueries, kTileColumns); }
-GENFAST_INLINE int64_t key_block(const Attention& a) { return block_of(a.keys, kMostKeys, 24); }
+GENFAST_INLINE int64_t key_block(const Attention& a) {
+  if (a.pages != nullptr) {  // large pages: blocks that lie in one, so that they are read in place
+    for (int64_t block = smaller(a.page_size, kMostKeys) / 8 * 8; block >= kMostKeys / 2; block -= 8) {
+      if (a.page_size % block == 0) return block;
+    }
+  }
+  return block_of(a.keys, kMostKeys, 24);
+}
 
 GENFAST_INLINE int64_t width_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 GENFAST_INLINE char* row_at(const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t row) {

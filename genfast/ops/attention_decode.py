@@ -137,8 +137,8 @@ def attention_decode(
         v_new: values [B, Hkv, Snew, Dv]; with ``k_new``.
         block_table: [B, pages of a sequence], int32 or int64: the pages of each sequence in order.
             Sequences may share pages that nothing is appended to.
-        rotary: (cos, sin) or (cos, sin, interleaved), tables as in ``genfast.ops.rotary``: q and ``k_new`` are turned to
-            their positions first. What the cache holds has been turned already.
+        rotary: (cos, sin) or (cos, sin, interleaved), tables as in ``genfast.ops.rotary``: q and ``k_new`` are turned
+            to their positions first. What the cache holds has been turned already.
         causal: a query does not see the keys after its own position.
         window: (left, right), as in ``attention``.
         bias: as in ``attention``, of a shape that broadcasts to [B, Hq, Sq, S]; with pages S is what a sequence's
