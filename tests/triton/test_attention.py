@@ -22,6 +22,7 @@ if not triton.knobs.runtime.interpret:
 from genfast.kernels.triton import _attention_tiles as tiles
 from genfast.kernels.triton import attention_config as config
 from genfast.launch import _attention_triton as launch
+from genfast.ops._attention_packing import placed
 from genfast.ops._attention_reference import (
     reference_backward,
     reference_forward,
@@ -58,6 +59,9 @@ class Case(NamedTuple):
     shift: int | None = None
     scale: float = 0.3
     batch_offset: int = 0
+    q_starts: tuple[int, ...] | None = None  # packed sequences
+    k_starts: tuple[int, ...] | None = None
+    bottom_right: bool = False
 
 
 class Problem(NamedTuple):
@@ -94,8 +98,11 @@ def problem(case: Case) -> Problem:
 
     q_index = k_index = None
     entries = case.q_len + case.k_len - 1
+    q_starts, k_starts = (None if x is None else torch.tensor(x) for x in (case.q_starts, case.k_starts))
     if case.index:  # a window of two dimensions, four wide
-        q_index, k_index = ((n // 4 * 7 + n % 4).int() for n in (torch.arange(case.q_len), torch.arange(case.k_len)))
+        sides = (case.q_len, q_starts), (case.k_len, k_starts)
+        positions = (torch.arange(n) if starts is None else placed(starts, n)[1] for n, starts in sides)
+        q_index, k_index = ((n // 4 * 7 + n % 4).int() for n in positions)
         q_index += int(k_index.max())
         entries = int(q_index.max()) + 1
 
@@ -110,12 +117,14 @@ def problem(case: Case) -> Problem:
         )
 
     mask = None if case.mask is None else torch.rand(case.mask, generator=g) < 0.7
-    shift = case.k_len - case.q_len if case.shift is None else case.shift
+    shift = case.shift
+    if shift is None:
+        shift = case.k_len - case.q_len if q_starts is None else 0
     return Problem(
         six(), six(),
         (
-            mask, q_index, k_index, None, None, torch.tensor(SEED) if case.dropout_p else None, case.scale,
-            case.softcap, case.dropout_p, case.left, case.right, shift, False, case.batch_offset,
+            mask, q_index, k_index, q_starts, k_starts, torch.tensor(SEED) if case.dropout_p else None, case.scale,
+            case.softcap, case.dropout_p, case.left, case.right, shift, case.bottom_right, case.batch_offset,
         ),
         normal(case.batch, case.heads, case.q_len, case.value_width, dtype=case.dtype),
         normal(case.batch, case.heads, case.q_len),
@@ -142,6 +151,7 @@ def errors(x: Problem, ops: str = "forward tangent backward second") -> dict[str
     primals, tangents, dout, dlse = wide(x.primals), wide(x.tangents), x.dout.double(), x.dlse.double()
     out, lse = reference_forward(*primals, *x.fixed)
     out_t, lse_t = reference_tangent(*primals, *tangents, out, lse, *x.fixed)
+    need_bias = x.fixed[3] is None  # of packed sequences there is no gradient
     near = tuple(t.to(x.dout.dtype) for t in (out, out_t)), tuple(t.float() for t in (lse, lse_t))
     found = {}
     if "forward" in ops:
@@ -153,8 +163,8 @@ def errors(x: Problem, ops: str = "forward tangent backward second") -> dict[str
         got = launch.tangent(*x.primals, *x.tangents, near[0][0], near[1][0], *x.fixed)
         found |= {"out_t": error(got[0], out_t), "lse_t": error(got[1], lse_t)}
     if "backward" in ops:
-        got = launch.backward(x.dout, x.dlse, *x.primals, near[0][0], near[1][0], *x.fixed, True, True)
-        want = reference_backward(dout, dlse, *primals, out, lse, *x.fixed, True, True)
+        got = launch.backward(x.dout, x.dlse, *x.primals, near[0][0], near[1][0], *x.fixed, need_bias, True)
+        want = reference_backward(dout, dlse, *primals, out, lse, *x.fixed, need_bias, True)
         found |= {f"d{name}": error(a, b) for name, a, b in zip(GRADIENTS, got, want, strict=True)}
     if "second" in ops:
         got = launch.second(
@@ -167,17 +177,21 @@ def errors(x: Problem, ops: str = "forward tangent backward second") -> dict[str
             near[0][1],
             near[1][1],
             *x.fixed,
-            True,
+            need_bias,
             True,
         )
         want = reference_second(
-            dout, dlse, *primals, *tangents, out, lse, out_t, lse_t, *x.fixed, True, True
+            dout, dlse, *primals, *tangents, out, lse, out_t, lse_t, *x.fixed, need_bias, True
         )  # fmt: skip
         found |= {f"g{name}": error(a, b) for name, a, b in zip(GRADIENTS, got, want, strict=True)}
     return found
 
 
 FLOAT32, FLOAT16 = 3e-6, 3e-3
+# One sequence without queries, one without keys, one of a query, whole tiles and a part; rows after the last one.
+PACKED = Case(
+    heads=1, q_len=44, k_len=60, q_starts=(0, 18, 18, 19, 35, 40), k_starts=(0, 23, 29, 29, 45, 57), bottom_right=True
+)
 CASES = {
     "odd sizes, groups, heads in rows": Case(width=21, value_width=8, heads_in_rows=True, kv_heads=1),
     "whole tiles, causal, float16": Case(heads=1, q_len=32, k_len=32, right=0, dtype=torch.float16),
@@ -194,6 +208,16 @@ CASES = {
         batch=2, kv_heads=2, q_len=12, k_len=17, bias=(1, 2, 12, 17), table=(2, 2), index=True, sinks=True,
         mask=(2, 1, 1, 17),
     ),
+    "packed, groups, heads in rows": PACKED._replace(heads=2, width=21, value_width=8, heads_in_rows=True),
+    "packed, causal, float16": PACKED._replace(right=0, batch=1, dtype=torch.float16, heads=2, kv_heads=2),
+    "packed, top left, sinks, softcap": PACKED._replace(right=0, bottom_right=False, sinks=True, softcap=1.5),
+    "packed, window, mask of keys": PACKED._replace(left=5, right=2, shift=1, mask=(5, 1, 1, 23)),
+    "packed, window over short sequences": PACKED._replace(left=25, right=20),
+    "packed, everything": PACKED._replace(
+        heads=2, bias=(5, 2, 18, 23), table=(1, 1), index=True, sinks=True, softcap=1.5, dropout_p=0.25,
+        mask=(5, 1, 18, 25), right=2, batch_offset=3,
+    ),
+    "packed, own tables": PACKED._replace(heads=2, bias=(1, 1, 1, 30), table=(5, 2), index=True, left=9),
 }  # fmt: skip
 
 
