@@ -233,14 +233,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, 
         _launch(
             forward_kernel, p.query_programs(tile.queries), tile,
             p.q, p.k, p.v, s, sinks, _matrix(out), lse, p.group, **p.sizes(tile),
-            EVEN=p.even(p.k_len, tile.keys), PLAIN=s.softcap is None and bias is None and table is None and s.scale > 0.0,
+            EVEN=p.even(p.k_len, tile.keys),
+            PLAIN=s.softcap is None and bias is None and table is None and s.scale > 0.0,
         )  # fmt: skip
     return out, lse
 
 
-def _direction(
-    p: _Problem, q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any
-) -> Any:
+def _direction(p: _Problem, q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any) -> Any:
     from genfast.kernels.triton._attention_tiles import Direction
 
     packed = p.scores.starts is not None

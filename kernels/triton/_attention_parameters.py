@@ -251,7 +251,7 @@ def entries_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """sums [B, Hq, entries], over packed sequences [sequences, Hq, entries] or, of a table they share, [1, Hq, entries]."""
+    """sums [B, Hq, entries]; of packed sequences B is their number, or 1 if they share a table."""
     blocks = tl.cdiv(entries, E)
     program = tl.program_id(0)
     first = program % blocks * E

@@ -83,8 +83,8 @@ class Place(NamedTuple):
 
 class Scores(NamedTuple):
     """What makes scores of products, None where an option is not used. Key j is visible to query i where
-    lower <= j - i <= upper. The launcher describes packed sequences as one with ``starts``; ``query_block``, ``key_block``
-    and ``sequence`` make the scores of one of them, in whose ``place`` its rows lie."""
+    lower <= j - i <= upper. The launcher describes packed sequences as one, with ``starts``; ``query_block``,
+    ``key_block`` and ``sequence`` make the scores of one of them, whose rows lie in its ``place``."""
 
     q_len: int
     k_len: int
@@ -138,9 +138,9 @@ def span(starts, n, sequences, rows):
 
 @triton.jit
 def located(starts, sequences, slot, R: tl.constexpr):
-    """(sequence, block in it) of a slot. Sequence n has the slots from starts[n] // R + n, at least as many as blocks of
-    R rows, so a search finds it and no sums over lengths are needed; the rows // R + sequences + 1 slots end with the
-    rows after the last sequence."""
+    """(sequence, block in it) of a slot. Sequence n has the slots from starts[n] // R + n, at least as many as blocks
+    of R rows, so a search finds it and no sums over lengths are needed; the rows // R + sequences + 1 slots end with
+    the rows after the last sequence."""
     low = slot * 0
     high = low + sequences
     while low < high:
@@ -243,15 +243,15 @@ def key_block(s, kv_heads, R: tl.constexpr):
 @triton.jit
 def query_rows(m, s, b, h, first):
     """Queries ``first`` onwards of a head: (pointer, row stride, how many there are)."""
-    start = noise.as_int64(h) * m.head + noise.as_int64(first) * m.row
-    start += noise.as_int64(b) * m.batch if s.place is None else noise.as_int64(s.place.q) * m.row
+    start = noise.as_int64(b) * m.batch if s.place is None else noise.as_int64(s.place.q) * m.row
+    start = start + noise.as_int64(h) * m.head + noise.as_int64(first) * m.row
     return m.pointer + start, m.row, s.q_len - first
 
 
 @triton.jit
 def key_rows(m, s, b, h, first):
-    start = noise.as_int64(h) * m.head + noise.as_int64(first) * m.row
-    start += noise.as_int64(b) * m.batch if s.place is None else noise.as_int64(s.place.k) * m.row
+    start = noise.as_int64(b) * m.batch if s.place is None else noise.as_int64(s.place.k) * m.row
+    start = start + noise.as_int64(h) * m.head + noise.as_int64(first) * m.row
     return m.pointer + start, m.row, s.k_len - first
 
 

@@ -278,6 +278,26 @@ def test_nothing_to_do():
         assert max(found.values()) < FLOAT32, (case, found)
 
 
+def test_packed_sequences_of_nothing():
+    """No sequences, no rows, and rows that belong to none."""
+    for q_starts, k_starts in (((0,), (0,)), ((0, 0, 0), (0, 7, 7)), ((0, 33, 33), (0, 0, 0))):
+        for q_len, k_len in ((q_starts[-1], k_starts[-1]), (q_starts[-1] + 20, k_starts[-1] + 17)):
+            case = PACKED._replace(q_len=q_len, k_len=k_len, q_starts=q_starts, k_starts=k_starts, sinks=True)
+            found = errors(problem(case))
+            assert max(found.values()) < FLOAT32, (case, found)
+
+
+def test_bounds_that_packed_sequences_pass():
+    """Values on a device are not looked at: what is read stays inside, as in the plain formula."""
+    x = problem(PACKED._replace(bias=(1, 1, 9, 11), mask=(5, 1, 7, 13)))
+    found = errors(x, "forward backward")
+    assert max(found.values()) < FLOAT32, found
+    for starts in ((7, 3, 90, 2, -5, 60), (-(2**40), 2**40, 0, 99, 99, 2**33), (60, 50, 40, 30, 20, 10)):
+        wrong = torch.tensor(starts)
+        out, lse = launch.forward(*x.primals, *x.fixed[:3], wrong, wrong.flip(0), *x.fixed[5:])
+        launch.backward(x.dout, x.dlse, *x.primals, out, lse, *x.fixed[:3], wrong, wrong, *x.fixed[5:], False, True)
+
+
 def test_large_logits_and_nan_stay_in_their_rows():
     x = problem(Case(heads=1, scale=3e3))
     q, *rest = x.primals
@@ -325,6 +345,10 @@ def test_unsupported_calls_say_why():
     assert "257" in called(width=257)
     assert "2^30" in called(length=2**30)
     assert "2^31" in called(length=2**29, heads=64)
+    x = problem(PACKED._replace(bias=(1, 1, 1, 30)))
+    assert launch.supports(*x.primals, *x.fixed) is None
+    assert "gradient of a bias" in launch.supports(*x.primals, *x.fixed, need_bias=True)
+    assert launch.supports(*x.primals[:3], None, *x.primals[4:], *x.fixed, need_bias=True) is None
 
 
 # ---- mutants ----
@@ -368,6 +392,51 @@ def test_errors_are_seen(name, monkeypatch):
     ops = {"out": "forward", "lse": "forward", "out_t": "tangent", "lse_t": "tangent"}
     wanted = {ops.get(n, "backward" if n.startswith("d") else "second") for n in seen}
     found = errors(problem(case), " ".join(wanted))
+    assert all(found[n] > 1e-2 for n in seen), {n: found[n] for n in seen}
+
+
+def elsewhere(**first: int):
+    """The scores of a packed sequence whose first rows are wrong."""
+    return lambda s: s._replace(place=s.place._replace(**first))
+
+
+def misaligned(real):
+    def wrong(s, q_first, q_len, k_first, k_len):
+        found = real(s, q_first, q_len, k_first, k_len)
+        return found._replace(upper=found.upper - 2 * (k_len - q_len))
+
+    return wrong
+
+
+SEVERAL = PACKED._replace(right=0)
+PACKED_MUTANTS = {
+    "keys of the first sequence": (
+        tiles, "key_rows", lambda real: lambda m, s, *rest: real(m, elsewhere(k=0)(s), *rest), {"out", "out_t"},
+    ),
+    "queries of the first sequence": (
+        tiles, "query_rows", lambda real: lambda m, s, *rest: real(m, elsewhere(q=0)(s), *rest), {"out", "dk", "gk"},
+    ),
+    "bottom right, the other way": (tiles, "placed", misaligned, {"out", "lse", "dq", "dk"}),
+    "log-sums of the first sequence": (
+        tiles, "load_statistic", lambda real: lambda p, s, *rest: real(p, elsewhere(q=0)(s), *rest),
+        {"out_t", "dq", "dk", "gv"},
+    ),
+    "dropout of the first sequence": (
+        tiles, "keep", lambda real: lambda s, b, *rest: real(s, b * 0, *rest), {"out", "dv"},
+    ),
+    "no block for the part of a sequence": (
+        launch._Problem, "_blocks", lambda _: lambda self, length, block: length // block, {"out", "dq", "dv"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKED_MUTANTS)
+def test_errors_in_packed_sequences_are_seen(name, monkeypatch):
+    where, function, change, seen = PACKED_MUTANTS[name]
+    monkeypatch.setattr(where, function, change(getattr(where, function)))
+    ops = {"out": "forward", "lse": "forward", "out_t": "tangent"}
+    wanted = {ops.get(n, "backward" if n.startswith("d") else "second") for n in seen}
+    found = errors(problem(SEVERAL._replace(dropout_p=0.3 if "dropout" in name else 0.0)), " ".join(wanted))
     assert all(found[n] > 1e-2 for n in seen), {n: found[n] for n in seen}
 
 
