@@ -107,7 +107,7 @@ def _pairs(x: Tensor | None, packed: bool) -> Any:
 
     if x is None:
         return None
-    limits = ()
+    limits: tuple[int | None, ...] = ()
     if packed:
         x = x if x.numel() else x.new_zeros((1, 1, 1, 1))  # what sequences beyond a bound of 0 read
         limits = tuple(None if size == 1 else size for size in x.shape[2:])
