@@ -205,7 +205,9 @@ def _tile(kernel: str, problem: _Problem) -> Any:
     from genfast.kernels.triton import attention_config as config
 
     widths = problem.widths["BD"], problem.widths["BDV"]
-    found = config.tile(kernel, problem.dtype, max(widths), problem.q_len, problem.k_len, problem.device)
+    lengths = problem.q_len, problem.k_len
+    packed = problem.scores.starts is not None
+    found = config.tile(kernel, problem.dtype, max(widths), *lengths, problem.device, packed)
     return found._replace(step=min(found.step, *widths))  # a step is a divisor of both
 
 

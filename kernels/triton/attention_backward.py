@@ -78,6 +78,8 @@ def keys_kernel(
     v_at = tiles.key_rows(v, s, b, kv_head, first)
     k_tile = tiles.held_rows(k_at, BN, D, BD, True, STEP)
     v_tile = tiles.held_rows(v_at, BN, DV, BDV, True, STEP)
+    # Keys beyond the last one have sums of their own, which are not stored; only loads must leave them out.
+    TAIL: tl.constexpr = not EVEN and (s.mask is not None or s.bias is not None or s.table is not None)
     k_total = tl.zeros((BN, BD), tl.float32)
     v_total = tl.zeros((BN, BDV), tl.float32)
     bounds = tiles.query_range(s, first, BM, BN)
@@ -99,7 +101,7 @@ def keys_kernel(
                     do_tile = tiles.held_rows(do_at, BM, DV, BDV, PART != 1 and not EVEN_ROWS, STEP)
                     z = tiles.row_products(k_tile, k_at, q_tile, q_at, None, BN, BM, D, BD, STEP)
                     log2_sum = tiles.log2_sums(rows.lse, s, b, h, row, BM)[None, :]
-                    p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, PART != 1, not EVEN)
+                    p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, PART != 1, TAIL)
                     kept = None
                     if s.threshold is not None:
                         kept = tl.trans(tiles.keep(s, b, h, row, first, BM, BN))

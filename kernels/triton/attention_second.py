@@ -52,6 +52,7 @@ def second_keys_kernel(
     k_change = tiles.held_rows(k_change_at, BN, D, BD, True, STEP)
     v_tile = tiles.held_rows(v_at, BN, DV, BDV, True, STEP)
     v_change = tiles.held_rows(v_change_at, BN, DV, BDV, True, STEP)
+    TAIL: tl.constexpr = not EVEN and (s.mask is not None or s.bias is not None or s.table is not None)  # loads alone
     k_total = tl.zeros((BN, BD), tl.float32)
     v_total = tl.zeros((BN, BDV), tl.float32)
     bounds = tiles.query_range(s, first, BM, BN)
@@ -70,9 +71,9 @@ def second_keys_kernel(
             z_t = tiles.row_products(k_tile, k_at, q_change, q_change_at, None, BN, BM, D, BD, STEP)
             z_t = tiles.row_products(k_change, k_change_at, q_tile, q_at, z_t, BN, BM, D, BD, STEP) * s.scale
             log2_sum = tiles.log2_sums(rows.lse, s, b, h, row, BM)[None, :]
-            p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, True, not EVEN)
+            p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, True, TAIL)
             mean = tiles.load_statistic(rows.mean, s, b, h, row, 0.0, BM)[None, :]
-            change = tiles.score_tangent(z_t, t, s, x, b, h, at, cols, not EVEN) - mean
+            change = tiles.score_tangent(z_t, t, s, x, b, h, at, cols, TAIL) - mean
             kept = None
             if s.threshold is not None:
                 kept = tl.trans(tiles.keep(s, b, h, row, first, BM, BN))

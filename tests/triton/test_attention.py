@@ -192,6 +192,7 @@ FLOAT32, FLOAT16 = 3e-6, 3e-3
 PACKED = Case(
     heads=1, q_len=44, k_len=60, q_starts=(0, 18, 18, 19, 35, 40), k_starts=(0, 23, 29, 29, 45, 57), bottom_right=True
 )
+SHORT = PACKED._replace(heads=2, q_len=24, k_len=36, q_starts=(0, 3, 3, 17, 22), k_starts=(0, 20, 25, 25, 34))
 CASES = {
     "odd sizes, groups, heads in rows": Case(width=21, value_width=8, heads_in_rows=True, kv_heads=1),
     "whole tiles, causal, float16": Case(heads=1, q_len=32, k_len=32, right=0, dtype=torch.float16),
@@ -209,15 +210,15 @@ CASES = {
         mask=(2, 1, 1, 17),
     ),
     "packed, groups, heads in rows": PACKED._replace(heads=2, width=21, value_width=8, heads_in_rows=True),
-    "packed, causal, float16": PACKED._replace(right=0, batch=1, dtype=torch.float16, heads=2, kv_heads=2),
+    "packed, causal, float16": PACKED._replace(right=0, dtype=torch.float16),
     "packed, top left, sinks, softcap": PACKED._replace(right=0, bottom_right=False, sinks=True, softcap=1.5),
     "packed, window, mask of keys": PACKED._replace(left=5, right=2, shift=1, mask=(5, 1, 1, 23)),
     "packed, window over short sequences": PACKED._replace(left=25, right=20),
-    "packed, everything": PACKED._replace(
-        heads=2, bias=(5, 2, 18, 23), table=(1, 1), index=True, sinks=True, softcap=1.5, dropout_p=0.25,
-        mask=(5, 1, 18, 25), right=2, batch_offset=3,
+    "packed, everything": SHORT._replace(
+        bias=(4, 2, 14, 20), table=(1, 1), index=True, sinks=True, softcap=1.5, dropout_p=0.25,
+        mask=(4, 1, 14, 22), right=2, batch_offset=3,
     ),
-    "packed, own tables": PACKED._replace(heads=2, bias=(1, 1, 1, 30), table=(5, 2), index=True, left=9),
+    "packed, own tables": SHORT._replace(bias=(1, 1, 1, 30), table=(4, 2), index=True, left=9),
 }  # fmt: skip
 
 
