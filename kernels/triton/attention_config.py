@@ -75,7 +75,7 @@ _PACKED = {
         ("tangent", 2): T(32, 32, 8, 2),
         ("backward_keys", 1): T(32, 64, 8, 2),
         ("backward_queries", 2): T(64, 32, 8, 2, 64),
-        ("second_keys", 1): T(32, 32, 8, 2),
+        ("second_keys", 1): T(16, 128, 8, 2),
     },
     100: {("tangent", 2): T(32, 32, 8, 2)},
 }
