@@ -220,7 +220,8 @@ def _gradient(
 def _row_statistics(dout: Tensor, dlse: Tensor | None, out: Tensor, sinks: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
     """(P of the sink, dlse - delta), both [B, Hq, Sq]."""
     delta = (dout.float() * out.float()).sum(-1)
-    return torch.exp(sinks.view(-1, 1) - lse), (-delta if dlse is None else dlse - delta)
+    p = torch.where(lse == -torch.inf, 0.0, torch.exp(sinks.view(-1, 1) - lse))
+    return p, (-delta if dlse is None else dlse - delta)
 
 
 def _wide(*tensors: Tensor | None) -> tuple[Any, ...]:

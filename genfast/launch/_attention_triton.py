@@ -22,11 +22,11 @@ _SMALLEST_BLOCK = 16
 
 def supports(  # type: ignore[no-untyped-def]
     q: Tensor, k: Tensor, v: Tensor, bias=None, table=None, sinks=None, mask=None, q_index=None, k_index=None,
-    q_starts=None, *rest: Any,
+    q_starts=None, *options: Any, need_bias: bool = False,
 ) -> str | None:  # fmt: skip
     """Why the kernels cannot run a call, or None; of the options only packing matters."""
-    if q_starts is not None:
-        return "packed sequences have no Triton kernel yet"
+    if q_starts is not None and bias is not None and need_bias:
+        return "the Triton kernels of attention have no gradient of a bias of packed sequences"
     if q.dtype not in _DTYPES:
         return f"the Triton kernels of attention take float32, float16 and bfloat16, got {q.dtype}"
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
@@ -39,6 +39,8 @@ def supports(  # type: ignore[no-untyped-def]
     if max(q.shape[2], k.shape[2]) >= _LENGTH:
         return f"the Triton kernels of attention take lengths below 2^30, got {q.shape[2]} and {k.shape[2]}"
     blocks = (max(q.shape[2], k.shape[2]) + 1) // _SMALLEST_BLOCK + 1
+    if q_starts is not None:
+        blocks += q_starts.shape[0]
     if 2 * blocks * q.shape[0] * q.shape[1] >= _PROGRAMS:
         return (
             "the Triton kernels of attention take fewer than 2^31 blocks of 16 queries or keys, "
@@ -61,6 +63,24 @@ class _Problem(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    def query_programs(self, block: int) -> int:
+        """Of kernels that own ``block`` queries; see ``query_block``."""
+        return self._blocks(self.q_len, block) * self.batch * self.heads
+
+    def key_programs(self, block: int) -> int:
+        return self._blocks(self.k_len, block) * self.batch * (self.heads // self.group)
+
+    def _blocks(self, length: int, block: int) -> int:
+        starts = self.scores.starts
+        if starts is None or length == 0:
+            return _blocks(length, block)
+        sequences: int = starts.sequences
+        return length // block + sequences + 1
+
+    def even(self, length: int, block: int) -> bool:
+        """Whether blocks of the keys or queries are whole."""
+        return self.scores.starts is None and length % block == 0
+
     def sizes(self, tile: Any) -> dict[str, int]:
         """Sizes of the kernels that work in tiles of queries by keys."""
         return {**self.widths, "STEP": tile.step, "BM": tile.queries, "BN": tile.keys}
@@ -82,22 +102,28 @@ def _matrix(x: Tensor) -> Any:
     return Matrix(x, x.stride(0), x.stride(1), x.stride(2))
 
 
-def _pairs(x: Tensor | None) -> Any:
+def _pairs(x: Tensor | None, packed: bool) -> Any:
     from genfast.kernels.triton._attention_tiles import Pairs
 
     if x is None:
         return None
+    limits: tuple[int | None, ...] = ()
+    if packed:
+        x = x if x.numel() else x.new_zeros((1, 1, 1, 1))  # what sequences beyond a bound of 0 read
+        limits = tuple(None if size == 1 else size for size in x.shape[2:])
     strides = (None if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return Pairs(x.view(torch.uint8) if x.dtype == torch.bool else x, *strides)
+    return Pairs(x.view(torch.uint8) if x.dtype == torch.bool else x, *strides, *limits)
 
 
-def _table(x: Tensor | None) -> Any:
+def _table(x: Tensor | None, packed: bool) -> Any:
     from genfast.kernels.triton._attention_tiles import Table
 
     if x is None:
         return None
+    if packed and not x.numel():
+        x = x.new_zeros((1, 1, 1))
     x = x if x.shape[2] == 1 or x.stride(2) == 1 else x.contiguous()
-    return Table(x, *(None if x.shape[d] == 1 else x.stride(d) for d in range(2)))
+    return Table(x, *(None if x.shape[d] == 1 else x.stride(d) for d in range(2)), x.shape[2] if packed else None)
 
 
 def _problem(
@@ -124,7 +150,17 @@ def _problem(
     from genfast.kernels.triton import _attention_tiles as tiles
 
     q_len, k_len = q.shape[2], k.shape[2]
-    shift = shift + k_len - q_len if bottom_right else shift
+    # Of packed sequences that of one with all rows: a bound that hides nothing of it hides nothing of a shorter one.
+    whole = shift + k_len - q_len if bottom_right else shift
+    starts = None
+    if q_starts is not None:
+        assert k_starts is not None
+        starts = tiles.Starts(
+            q_starts.contiguous(), k_starts.contiguous(), q_starts.shape[0] - 1, 1 if bottom_right else None
+        )
+    else:
+        shift = whole
+    packed = starts is not None
     threshold = factor = device_seed = None
     if dropout_p > 0.0:
         assert seed is not None
@@ -137,12 +173,12 @@ def _problem(
     scores = tiles.Scores(
         q_len, k_len, q.shape[1], scale, softcap or None,
         # A window that no pair lies outside of is none.
-        shift - left if 0 <= left < q_len - 1 + shift else None,
-        shift + right if 0 <= right < k_len - 1 - shift else None,
-        _pairs(mask), _pairs(bias), _table(table),
+        shift - left if 0 <= left < q_len - 1 + whole else None,
+        shift + right if 0 <= right < k_len - 1 - whole else None,
+        _pairs(mask, packed), _pairs(bias, packed), _table(table, packed),
         None if q_index is None else q_index.to(q.device),
         None if k_index is None else k_index.to(q.device),
-        device_seed, None if device_seed is None else batch_offset * q.shape[1], threshold, factor,
+        device_seed, None if device_seed is None else batch_offset * q.shape[1], threshold, factor, starts,
     )  # fmt: skip
     D, DV = q.shape[3], v.shape[3]
     widths = {"D": D, "DV": DV, "BD": _padded(D), "BDV": _padded(DV)}
@@ -169,7 +205,9 @@ def _tile(kernel: str, problem: _Problem) -> Any:
     from genfast.kernels.triton import attention_config as config
 
     widths = problem.widths["BD"], problem.widths["BDV"]
-    found = config.tile(kernel, problem.dtype, max(widths), problem.q_len, problem.k_len, problem.device)
+    lengths = problem.q_len, problem.k_len
+    packed = problem.scores.starts is not None
+    found = config.tile(kernel, problem.dtype, max(widths), *lengths, problem.device, packed)
     return found._replace(step=min(found.step, *widths))  # a step is a divisor of both
 
 
@@ -195,17 +233,20 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, 
         tile = _tile("forward", p)
         s = p.scores
         _launch(
-            forward_kernel, _blocks(p.q_len, tile.queries) * p.batch * p.heads, tile,
+            forward_kernel, p.query_programs(tile.queries), tile,
             p.q, p.k, p.v, s, sinks, _matrix(out), lse, p.group, **p.sizes(tile),
-            EVEN=p.k_len % tile.keys == 0, PLAIN=s.softcap is None and bias is None and table is None and s.scale > 0.0,
+            EVEN=p.even(p.k_len, tile.keys),
+            PLAIN=s.softcap is None and bias is None and table is None and s.scale > 0.0,
         )  # fmt: skip
     return out, lse
 
 
-def _direction(q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any) -> Any:
+def _direction(p: _Problem, q_t: Tensor, k_t: Tensor, v_t: Tensor, bias_t: Any, table_t: Any, sinks_t: Any) -> Any:
     from genfast.kernels.triton._attention_tiles import Direction
 
-    return Direction(_matrix(q_t), _matrix(k_t), _matrix(v_t), _pairs(bias_t), _table(table_t), sinks_t)
+    packed = p.scores.starts is not None
+    changes = _matrix(q_t), _matrix(k_t), _matrix(v_t), _pairs(bias_t, packed), _table(table_t, packed)
+    return Direction(*changes, sinks_t)
 
 
 def tangent(
@@ -221,9 +262,9 @@ def tangent(
         out_t, lse_t = _empty_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
         tile = _tile("tangent", p)
         _launch(
-            tangent_kernel, _blocks(p.q_len, tile.queries) * p.batch * p.heads, tile,
-            p.q, p.k, p.v, p.scores, sinks, _direction(q_t, k_t, v_t, bias_t, table_t, sinks_t), _matrix(out),
-            lse.contiguous(), _matrix(out_t), lse_t, p.group, **p.sizes(tile), EVEN=p.k_len % tile.keys == 0,
+            tangent_kernel, p.query_programs(tile.queries), tile,
+            p.q, p.k, p.v, p.scores, sinks, _direction(p, q_t, k_t, v_t, bias_t, table_t, sinks_t), _matrix(out),
+            lse.contiguous(), _matrix(out_t), lse_t, p.group, **p.sizes(tile), EVEN=p.even(p.k_len, tile.keys),
         )  # fmt: skip
     return out_t, lse_t
 
@@ -254,7 +295,7 @@ def second(
     *fixed, need_bias, need_table = rest
     with device_guard(q):
         p = _problem(q, k, v, bias, table, *fixed)
-        direction = _direction(q_t, k_t, v_t, bias_t, table_t, sinks_t)
+        direction = _direction(p, q_t, k_t, v_t, bias_t, table_t, sinks_t)
         rows = _rows(p, dout, dlse, out, lse, out_t, lse_t)
         return _gradients(
             p, _matrix(dout), rows, direction, (q, k, v), bias if need_bias else None, table if need_table else None,
@@ -273,7 +314,7 @@ def _rows(
     r = None if out_t is None else lse.new_empty(lse.shape)
     lse = lse.contiguous()
     _launch(
-        rows_kernel, _blocks(p.q_len, config.ROWS.queries) * p.batch * p.heads, config.ROWS,
+        rows_kernel, p.query_programs(config.ROWS.queries), config.ROWS,
         _matrix(out), _matrix(dout), None if out_t is None else _matrix(out_t),
         None if dlse is None else dlse.contiguous(), lse, p.scores, shift, r,
         DV=p.widths["DV"], BDV=p.widths["BDV"], BM=config.ROWS.queries,
@@ -316,16 +357,16 @@ def _gradients(
     tile = _tile(f"{name}_keys", p)
     _launch(
         first.keys_kernel if direction is None else order.second_keys_kernel,
-        _blocks(p.k_len, tile.keys) * p.batch * (p.heads // p.group), tile,
+        p.key_programs(tile.keys), tile,
         p.q, p.k, p.v, dout, s, *x, rows, _matrix(dk), _matrix(dv), column_sums, p.group, **p.sizes(tile),
-        EVEN_ROWS=p.q_len % tile.queries == 0, EVEN=p.k_len % tile.keys == 0,
+        EVEN_ROWS=p.even(p.q_len, tile.queries), EVEN=p.even(p.k_len, tile.keys),
     )  # fmt: skip
     tile = _tile(f"{name}_queries", p)
     _launch(
         first.queries_kernel if direction is None else order.second_queries_kernel,
-        _blocks(p.q_len, tile.queries) * p.batch * p.heads, tile,
+        p.query_programs(tile.queries), tile,
         p.q, p.k, p.v, dout, s, *x, rows, _matrix(dq), whole, row_sums, p.group, **p.sizes(tile),
-        EVEN=p.k_len % tile.keys == 0,
+        EVEN=p.even(p.k_len, tile.keys),
     )  # fmt: skip
 
     if bias is not None and dbias is None:
@@ -377,10 +418,12 @@ def _table_gradient(p: _Problem, dout: Any, rows: Any, direction: Any, table: Te
     common = (p.q, p.k, p.v, dout, p.scores, direction, rows)
     if p.scores.q_index is not None:
         tile = _tile("entries", p)
-        sums = rows.lse.new_empty((p.batch, p.heads, entries))
+        packed = p.scores.starts is not None
+        batch = table.shape[0] if packed else p.batch
+        sums = rows.lse.new_empty((batch, p.heads, entries))
         _launch(
-            kernels.entries_kernel, _blocks(entries, config.ENTRIES) * p.batch * p.heads, tile,
-            *common, sums, entries, p.group, **p.sizes(tile), E=config.ENTRIES,
+            kernels.entries_kernel, _blocks(entries, config.ENTRIES) * batch * p.heads, tile,
+            *common, sums, entries, p.group, OVER_SEQUENCES=packed and batch == 1, **p.sizes(tile), E=config.ENTRIES,
         )  # fmt: skip
         return _sum_to(sums, table)
     tile = _parameter_tile(p, direction)

@@ -74,7 +74,8 @@ def _backends(name: str, reference: Any, primals: int, fixed: int) -> dict[str, 
     """``primals`` and ``fixed`` say where q and mask stand among the raw op's arguments."""
 
     def triton_supports(*args: Any) -> str | None:
-        return triton.supports(*args[primals : primals + 6], *args[fixed : fixed + _OPTIONS])
+        need_bias = any(args[fixed + _OPTIONS : fixed + _OPTIONS + 1])
+        return triton.supports(*args[primals : primals + 6], *args[fixed : fixed + _OPTIONS], need_bias=need_bias)
 
     return {
         "triton": Backend(getattr(triton, name), triton_supports),

@@ -169,6 +169,8 @@ def _weights(  # type: ignore[no-untyped-def]
     if visible is not None:
         A = torch.where(visible, A, -torch.inf)
     sink = None if sinks is None else sinks.to(dtype).view(-1, 1, 1)
+    if sink is not None and packed is not None:  # rows after the last sequence have none
+        sink = torch.where(packed.q_sequence.unsqueeze(1) == packed.sequences, -torch.inf, sink)
     with_sink = A if sink is None else torch.cat((A, sink.expand(*A.shape[:3], 1)), 3)
     if with_sink.shape[3]:
         top = with_sink.detach().amax(3, keepdim=True)

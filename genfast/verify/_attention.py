@@ -55,6 +55,9 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
     {"bias": "0010", "sinks": True},
     {"table": "difference", "right": 0},
     {"table": "index", "mask": True},
+    {"packed": True, "right": 0, "sinks": True, "table": "index"},
+    {"packed": True, "left": 9, "right": 3, "mask": True, "softcap": 3.0, "dropout_p": 0.25, "batch_offset": 3},
+    {"packed": True, "bias": "1011", "table": "index"},
 )
 
 
@@ -68,12 +71,19 @@ class _Problem(NamedTuple):
 def _problem(c: Context, dtype: torch.dtype, shape: _Shape, options: dict[str, Any]) -> _Problem:
     B, H, H_kv, S, K, D, Dv = shape
     new = functools.partial(c.normal, dtype=dtype)
+    packed = "packed" in options
+    q_starts = k_starts = None
+    sequences = B
+    if packed:  # four sequences in the rows of one, one without queries, one without keys, and rows after the last
+        B, sequences = 1, 4
+        q_starts = torch.tensor((0, S // 3, S // 3, S // 2, S - S // 8), device=c.device)
+        k_starts = torch.tensor((0, K // 4, K // 2, K // 2, K - K // 9), device=c.device)
     sizes = ((B, H, S, D), (B, H_kv, K, D), (B, H_kv, K, Dv))
     primals: list[Any] = [new(*size) for size in sizes]
     tangents: list[Any] = [new(*size) for size in sizes]
     q_index = k_index = mask = None
     bias = options.get("bias")
-    full = (B, H, S, K)
+    full = (sequences, H, S, K)
     bias_shape = None if bias is None else tuple(n if own == "1" else 1 for n, own in zip(full, bias, strict=True))
     length = S + K - 1
     if options.get("table") == "index":
@@ -85,13 +95,13 @@ def _problem(c: Context, dtype: torch.dtype, shape: _Shape, options: dict[str, A
         group.append(c.normal(1, H, length) if "table" in options else None)
         group.append(c.normal(H) if "sinks" in options else None)
     if "mask" in options:
-        mask = c.normal(B, 1, S, K) > -0.5
+        mask = c.normal(sequences, 1, S, K) > -0.5
         mask[:, :, 0] = False
     seed = torch.tensor(c.new_seed())
     numbers = (options.get("softcap", 0.0), options.get("dropout_p", 0.0), options.get("left", -1))
     fixed = (
-        mask, q_index, k_index, None, None, seed, 1 / math.sqrt(D), *numbers, options.get("right", -1), K - S, False,
-        options.get("batch_offset", 0),
+        mask, q_index, k_index, q_starts, k_starts, seed, 1 / math.sqrt(D), *numbers, options.get("right", -1),
+        0 if packed else K - S, packed, options.get("batch_offset", 0),
     )  # fmt: skip
     return _Problem(tuple(primals), tuple(tangents), (new(B, H, S, Dv), c.normal(B, H, S)), fixed)
 
@@ -107,12 +117,13 @@ def _arguments(name: str, x: _Problem, run: Any) -> tuple[Any, ...]:
     if name == "forward":
         return *x.primals, *x.fixed
     out, lse = run("forward", *x.primals, *x.fixed)
+    needs = x.fixed[3] is None, True  # not every backend has the gradient of a bias of packed sequences
     if name == "backward":
-        return *x.cotangents, *x.primals, out, lse, *x.fixed, True, True
+        return *x.cotangents, *x.primals, out, lse, *x.fixed, *needs
     tangent = (*x.primals, *x.tangents, out, lse, *x.fixed)
     if name == "tangent":
         return tangent
-    return (*x.cotangents, *x.primals, *x.tangents, out, lse, *run("tangent", *tangent), *x.fixed, True, True)
+    return (*x.cotangents, *x.primals, *x.tangents, out, lse, *run("tangent", *tangent), *x.fixed, *needs)
 
 
 def _check(c: Context, name: str, x: _Problem, where: str) -> tuple[Any, ...]:

@@ -45,10 +45,10 @@ def pair_gradient(
     """The gradient to the scores of rows [row, row + BM) and columns [column, column + BN); zeros outside."""
     at = row + tl.arange(0, BM)[:, None]
     cols = column + tl.arange(0, BN)[None, :]
-    q_at = tiles.rows_at(q, b, h, row, s.q_len)
-    k_at = tiles.rows_at(k, b, h // group, column, s.k_len)
-    v_at = tiles.rows_at(v, b, h // group, column, s.k_len)
-    do_at = tiles.rows_at(dout, b, h, row, s.q_len)
+    q_at = tiles.query_rows(q, s, b, h, row)
+    k_at = tiles.key_rows(k, s, b, h // group, column)
+    v_at = tiles.key_rows(v, s, b, h // group, column)
+    do_at = tiles.query_rows(dout, s, b, h, row)
     q_tile = tiles.held_rows(q_at, BM, D, BD, True, STEP)
     k_tile = tiles.held_rows(k_at, BN, D, BD, True, STEP)
     v_tile = tiles.held_rows(v_at, BN, DV, BDV, True, STEP)
@@ -65,9 +65,9 @@ def pair_gradient(
     if x is None:
         gradient = p * e
     else:
-        q_change_at = tiles.rows_at(x.q, b, h, row, s.q_len)
-        k_change_at = tiles.rows_at(x.k, b, h // group, column, s.k_len)
-        v_change_at = tiles.rows_at(x.v, b, h // group, column, s.k_len)
+        q_change_at = tiles.query_rows(x.q, s, b, h, row)
+        k_change_at = tiles.key_rows(x.k, s, b, h // group, column)
+        v_change_at = tiles.key_rows(x.v, s, b, h // group, column)
         q_change = tiles.held_rows(q_change_at, BM, D, BD, True, STEP)
         k_change = tiles.held_rows(k_change_at, BN, D, BD, True, STEP)
         v_change = tiles.held_rows(v_change_at, BN, DV, BDV, True, STEP)
@@ -187,7 +187,8 @@ def diagonals_kernel(
 
 
 @triton.jit
-def entries_kernel(
+def add_entries(
+    total,
     q,
     k,
     v,
@@ -195,8 +196,9 @@ def entries_kernel(
     s,
     x,
     rows,
-    sums,
-    entries,
+    b,
+    h,
+    first,
     group,
     D: tl.constexpr,
     DV: tl.constexpr,
@@ -207,18 +209,12 @@ def entries_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """sums [B, Hq, entries]."""
-    blocks = tl.cdiv(entries, E)
-    program = tl.program_id(0)
-    first = program % blocks * E
-    b = program // blocks // s.heads
-    h = program // blocks % s.heads
+    """total [E], to which the pairs of a head or of a packed sequence add what entries [first, first + E) get."""
     entry = tl.arange(0, E)
-    total = tl.zeros((E,), tl.float32)
     for row in range(0, s.q_len, BM):
         at = tl.minimum(row + tl.arange(0, BM), s.q_len - 1)
         q_index = tl.load(s.q_index + at)
-        bounds = tiles.key_range(s, row + program * 0, BM, BN)
+        bounds = tiles.key_range(s, row + first * 0, BM, BN)
         for column in range(bounds[0], bounds[3], BN):
             cols = tl.minimum(column + tl.arange(0, BN), s.k_len - 1)
             k_index = tl.load(s.k_index + cols)
@@ -230,5 +226,44 @@ def entries_kernel(
                 for wanted in range(low, high + 1):
                     found = tl.sum(tl.sum(tl.where(index == wanted, tile, 0.0), 1), 0)
                     total += tl.where(entry == wanted - first, found, 0.0)
+    return total
+
+
+@triton.jit
+def entries_kernel(
+    q,
+    k,
+    v,
+    dout,
+    s,
+    x,
+    rows,
+    sums,
+    entries,
+    group,
+    OVER_SEQUENCES: tl.constexpr,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BD: tl.constexpr,
+    BDV: tl.constexpr,
+    STEP: tl.constexpr,
+    E: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """sums [B, Hq, entries]; of packed sequences B is their number, or 1 if they share a table."""
+    blocks = tl.cdiv(entries, E)
+    program = tl.program_id(0)
+    first = program % blocks * E
+    b = program // blocks // s.heads
+    h = program // blocks % s.heads
+    total = tl.zeros((E,), tl.float32)
+    if s.starts is None:
+        total = add_entries(total, q, k, v, dout, s, x, rows, b, h, first, group, D, DV, BD, BDV, STEP, E, BM, BN)
+    else:
+        end = b + s.starts.sequences if OVER_SEQUENCES else b + 1
+        for n in range(b, end):
+            own = tiles.sequence(s, n)
+            total = add_entries(total, q, k, v, dout, own, x, rows, n, h, first, group, D, DV, BD, BDV, STEP, E, BM, BN)
     place = sums + (noise.as_int64(b) * s.heads + h) * entries + first
-    tl.store(place + entry, total, mask=entry < entries - first)
+    tl.store(place + tl.arange(0, E), total, mask=tl.arange(0, E) < entries - first)

@@ -36,20 +36,16 @@ def rows_kernel(
     BM: tl.constexpr,
 ):
     """delta - l, and with ``out_t`` also r = sum dO out'; zeros for rows that see nothing."""
-    blocks = tl.cdiv(s.q_len, BM)
-    program = tl.program_id(0)
-    first = program % blocks * BM
-    b = program // blocks // s.heads
-    h = program // blocks % s.heads
+    s, b, h, first = tiles.query_block(s, BM)
     empty = tiles.load_statistic(lse, s, b, h, first, 0.0, BM) == -INFINITY
-    cotangent = tiles.load_rows(tiles.rows_at(dout, b, h, first, s.q_len), BM, DV, BDV, True).to(tl.float32)
-    value = tiles.load_rows(tiles.rows_at(out, b, h, first, s.q_len), BM, DV, BDV, True).to(tl.float32)
+    cotangent = tiles.load_rows(tiles.query_rows(dout, s, b, h, first), BM, DV, BDV, True).to(tl.float32)
+    value = tiles.load_rows(tiles.query_rows(out, s, b, h, first), BM, DV, BDV, True).to(tl.float32)
     total = tl.sum(cotangent * value, 1)
     if dlse is not None:
         total -= tiles.load_statistic(dlse, s, b, h, first, 0.0, BM)
     tiles.store_statistic(shift, s, b, h, first, tl.where(empty, 0.0, total), BM)
     if out_t is not None:
-        change = tiles.load_rows(tiles.rows_at(out_t, b, h, first, s.q_len), BM, DV, BDV, True).to(tl.float32)
+        change = tiles.load_rows(tiles.query_rows(out_t, s, b, h, first), BM, DV, BDV, True).to(tl.float32)
         total = tl.sum(cotangent * change, 1)
         tiles.store_statistic(r, s, b, h, first, tl.where(empty, 0.0, total), BM)
 
@@ -76,18 +72,14 @@ def keys_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    blocks = tl.cdiv(s.k_len, BN)
-    kv_heads = s.heads // group
-    program = tl.program_id(0)
-    first = program % blocks * BN
-    b = program // blocks // kv_heads
-    kv_head = program // blocks % kv_heads
-
+    s, b, kv_head, first = tiles.key_block(s, s.heads // group, BN)
     cols = first + tl.arange(0, BN)[:, None]
-    k_at = tiles.rows_at(k, b, kv_head, first, s.k_len)
-    v_at = tiles.rows_at(v, b, kv_head, first, s.k_len)
+    k_at = tiles.key_rows(k, s, b, kv_head, first)
+    v_at = tiles.key_rows(v, s, b, kv_head, first)
     k_tile = tiles.held_rows(k_at, BN, D, BD, True, STEP)
     v_tile = tiles.held_rows(v_at, BN, DV, BDV, True, STEP)
+    # Keys beyond the last one have sums of their own, which are not stored; only loads must leave them out.
+    TAIL: tl.constexpr = not EVEN and (s.mask is not None or s.bias is not None or s.table is not None)
     k_total = tl.zeros((BN, BD), tl.float32)
     v_total = tl.zeros((BN, BDV), tl.float32)
     bounds = tiles.query_range(s, first, BM, BN)
@@ -103,13 +95,13 @@ def keys_kernel(
                 start, end = tiles.part(bounds, PART)
                 for row in range(start, end, BM):
                     at = row + tl.arange(0, BM)[None, :]
-                    q_at = tiles.rows_at(q, b, h, row, s.q_len)
-                    do_at = tiles.rows_at(dout, b, h, row, s.q_len)
+                    q_at = tiles.query_rows(q, s, b, h, row)
+                    do_at = tiles.query_rows(dout, s, b, h, row)
                     q_tile = tiles.held_rows(q_at, BM, D, BD, PART != 1 and not EVEN_ROWS, STEP)
                     do_tile = tiles.held_rows(do_at, BM, DV, BDV, PART != 1 and not EVEN_ROWS, STEP)
                     z = tiles.row_products(k_tile, k_at, q_tile, q_at, None, BN, BM, D, BD, STEP)
                     log2_sum = tiles.log2_sums(rows.lse, s, b, h, row, BM)[None, :]
-                    p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, PART != 1, not EVEN)
+                    p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, PART != 1, TAIL)
                     kept = None
                     if s.threshold is not None:
                         kept = tl.trans(tiles.keep(s, b, h, row, first, BM, BN))
@@ -133,8 +125,8 @@ def keys_kernel(
                         column_total += tl.sum(da, 1)
         if column_sums is not None:
             tiles.store_column_sums(column_sums, s, b, h, first, column_total, BN)
-    tiles.store_rows(dk, b, kv_head, first, s.k_len, k_total * s.scale, BN, D, BD)
-    tiles.store_rows(dv, b, kv_head, first, s.k_len, v_total, BN, DV, BDV)
+    tiles.store_rows(tiles.key_rows(dk, s, b, kv_head, first), k_total * s.scale, BN, D, BD)
+    tiles.store_rows(tiles.key_rows(dv, s, b, kv_head, first), v_total, BN, DV, BDV)
 
 
 @triton.jit
@@ -158,15 +150,10 @@ def queries_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    blocks = tl.cdiv(s.q_len, BM)
-    program = tl.program_id(0)
-    first = (blocks - 1 - program % blocks) * BM
-    b = program // blocks // s.heads
-    h = program // blocks % s.heads
-
+    s, b, h, first = tiles.query_block(s, BM)
     at = first + tl.arange(0, BM)[:, None]
-    q_at = tiles.rows_at(q, b, h, first, s.q_len)
-    do_at = tiles.rows_at(dout, b, h, first, s.q_len)
+    q_at = tiles.query_rows(q, s, b, h, first)
+    do_at = tiles.query_rows(dout, s, b, h, first)
     q_tile = tiles.held_rows(q_at, BM, D, BD, True, STEP)
     do_tile = tiles.held_rows(do_at, BM, DV, BDV, True, STEP)
     log2_sum = tiles.log2_sums(rows.lse, s, b, h, first, BM)[:, None]
@@ -179,8 +166,8 @@ def queries_kernel(
             start, end = tiles.part(bounds, PART)
             for column in range(start, end, BN):
                 cols = column + tl.arange(0, BN)[None, :]
-                k_at = tiles.rows_at(k, b, h // group, column, s.k_len)
-                v_at = tiles.rows_at(v, b, h // group, column, s.k_len)
+                k_at = tiles.key_rows(k, s, b, h // group, column)
+                v_at = tiles.key_rows(v, s, b, h // group, column)
                 k_tile = tiles.held_rows(k_at, BN, D, BD, PART != 1 and not EVEN, STEP)
                 v_tile = tiles.held_rows(v_at, BN, DV, BDV, PART != 1 and not EVEN, STEP)
                 z = tiles.row_products(q_tile, q_at, k_tile, k_at, None, BM, BN, D, BD, STEP)
@@ -196,6 +183,6 @@ def queries_kernel(
                     tiles.store_pairs(dbias, s, b, h, at, cols, da)
                 if row_sums is not None:
                     row_total += tl.sum(da, 1)
-    tiles.store_rows(dq, b, h, first, s.q_len, q_total * s.scale, BM, D, BD)
+    tiles.store_rows(tiles.query_rows(dq, s, b, h, first), q_total * s.scale, BM, D, BD)
     if row_sums is not None:
         tiles.store_statistic(row_sums, s, b, h, first, row_total, BM)

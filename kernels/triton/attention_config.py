@@ -68,6 +68,18 @@ for _tiles in _HALF.values():
     _tiles["entries"] = (T(64, 32, 8, 1, 32),) * 3
 _HALF[86]["parameters"] = _HALF[86]["parameters_second"]
 
+# Of packed sequences, whose lengths are not known to be whole tiles, where the entry above spills: (kernel, column).
+_PACKED = {
+    80: {("forward", 1): T(128, 32, 8, 3), ("second_keys", 1): T(32, 64, 8, 2)},
+    90: {
+        ("tangent", 2): T(32, 32, 8, 2),
+        ("backward_keys", 1): T(32, 64, 8, 2),
+        ("backward_queries", 2): T(64, 32, 8, 2, 64),
+        ("second_keys", 1): T(16, 128, 8, 2),
+    },
+    100: {("tangent", 2): T(32, 32, 8, 2)},
+}
+
 ROWS = Tile(16, 0, 4, 1)  # rows_kernel
 ENTRIES = 64  # of a table, a program of entries_kernel
 
@@ -82,10 +94,17 @@ def architecture(device: torch.device) -> int:
     return {(8, 0): 80, (9, 0): 90}.get((major, minor), 86)
 
 
-def tile(kernel: str, dtype: torch.dtype, width: int, q_len: int, k_len: int, device: torch.device) -> Tile:
+def tile(
+    kernel: str, dtype: torch.dtype, width: int, q_len: int, k_len: int, device: torch.device, packed: bool = False
+) -> Tile:
     """The tile of a kernel; ``width`` is the padded head dim. Short sequences take no more of it than they fill."""
-    table = _FLOAT32 if dtype == torch.float32 else _HALF[architecture(device)]
-    found = table[kernel][0 if width <= 64 else 1 if width <= 128 else 2]
+    column = 0 if width <= 64 else 1 if width <= 128 else 2
+    if dtype == torch.float32:
+        found = _FLOAT32[kernel][column]
+    else:
+        found = _HALF[architecture(device)][kernel][column]
+        if packed:
+            found = _PACKED.get(architecture(device), {}).get((kernel, column), found)
     return found._replace(queries=min(found.queries, _filled(q_len)), keys=min(found.keys, _filled(k_len)))
 
 

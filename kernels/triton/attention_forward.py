@@ -42,19 +42,17 @@ def forward_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    blocks = tl.cdiv(s.q_len, BM)
-    program = tl.program_id(0)
-    first = (blocks - 1 - program % blocks) * BM
-    b = program // blocks // s.heads
-    h = program // blocks % s.heads
-
+    sequences = None if s.starts is None else s.starts.sequences
+    s, b, h, first = tiles.query_block(s, BM)
     rows = first + tl.arange(0, BM)[:, None]
-    q_at = tiles.rows_at(q, b, h, first, s.q_len)
+    q_at = tiles.query_rows(q, s, b, h, first)
     q_tile = tiles.held_rows(q_at, BM, D, BD, True, STEP)
     top = tl.full((BM,), -INFINITY, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     if sinks is not None:
         sink = tl.load(sinks + h) * LOG2E
+        if sequences is not None:  # rows after the last sequence have none
+            sink = tl.where(b < sequences, sink, -INFINITY)
         top = tl.zeros((BM,), tl.float32) + sink
         total += tl.where(sink == -INFINITY, 0.0, 1.0)
     acc = tl.zeros((BM, BDV), tl.float32)
@@ -67,8 +65,8 @@ def forward_kernel(
             start, end = tiles.part(bounds, PART)
             for column in range(start, end, BN):
                 cols = column + tl.arange(0, BN)[None, :]
-                k_at = tiles.rows_at(k, b, h // group, column, s.k_len)
-                v_at = tiles.rows_at(v, b, h // group, column, s.k_len)
+                k_at = tiles.key_rows(k, s, b, h // group, column)
+                v_at = tiles.key_rows(v, s, b, h // group, column)
                 k_tile = tiles.held_rows(k_at, BN, D, BD, PART != 1 and not EVEN, STEP)
                 z = tiles.row_products(q_tile, q_at, k_tile, k_at, None, BM, BN, D, BD, STEP)
                 if PLAIN:
@@ -92,6 +90,6 @@ def forward_kernel(
     factor = 1.0 / total
     if s.threshold is not None:
         factor *= s.factor
-    tiles.store_rows(out, b, h, first, s.q_len, acc * factor[:, None], BM, DV, BDV)
+    tiles.store_rows(tiles.query_rows(out, s, b, h, first), acc * factor[:, None], BM, DV, BDV)
     sums = tl.where(empty, -INFINITY, (top + tl.log2(total)) * LN2)
     tiles.store_statistic(lse, s, b, h, first, sums, BM)

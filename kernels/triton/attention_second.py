@@ -42,22 +42,17 @@ def second_keys_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    blocks = tl.cdiv(s.k_len, BN)
-    kv_heads = s.heads // group
-    program = tl.program_id(0)
-    first = program % blocks * BN
-    b = program // blocks // kv_heads
-    kv_head = program // blocks % kv_heads
-
+    s, b, kv_head, first = tiles.key_block(s, s.heads // group, BN)
     cols = first + tl.arange(0, BN)[:, None]
-    k_at = tiles.rows_at(k, b, kv_head, first, s.k_len)
-    k_change_at = tiles.rows_at(x.k, b, kv_head, first, s.k_len)
-    v_at = tiles.rows_at(v, b, kv_head, first, s.k_len)
-    v_change_at = tiles.rows_at(x.v, b, kv_head, first, s.k_len)
+    k_at = tiles.key_rows(k, s, b, kv_head, first)
+    k_change_at = tiles.key_rows(x.k, s, b, kv_head, first)
+    v_at = tiles.key_rows(v, s, b, kv_head, first)
+    v_change_at = tiles.key_rows(x.v, s, b, kv_head, first)
     k_tile = tiles.held_rows(k_at, BN, D, BD, True, STEP)
     k_change = tiles.held_rows(k_change_at, BN, D, BD, True, STEP)
     v_tile = tiles.held_rows(v_at, BN, DV, BDV, True, STEP)
     v_change = tiles.held_rows(v_change_at, BN, DV, BDV, True, STEP)
+    TAIL: tl.constexpr = not EVEN and (s.mask is not None or s.bias is not None or s.table is not None)  # loads alone
     k_total = tl.zeros((BN, BD), tl.float32)
     v_total = tl.zeros((BN, BDV), tl.float32)
     bounds = tiles.query_range(s, first, BM, BN)
@@ -66,9 +61,9 @@ def second_keys_kernel(
         column_total = tl.zeros((BN,), tl.float32)
         for row in range(bounds[0], bounds[3], BM):
             at = row + tl.arange(0, BM)[None, :]
-            q_at = tiles.rows_at(q, b, h, row, s.q_len)
-            q_change_at = tiles.rows_at(x.q, b, h, row, s.q_len)
-            do_at = tiles.rows_at(dout, b, h, row, s.q_len)
+            q_at = tiles.query_rows(q, s, b, h, row)
+            q_change_at = tiles.query_rows(x.q, s, b, h, row)
+            do_at = tiles.query_rows(dout, s, b, h, row)
             q_tile = tiles.held_rows(q_at, BM, D, BD, not EVEN_ROWS, STEP)
             q_change = tiles.held_rows(q_change_at, BM, D, BD, not EVEN_ROWS, STEP)
             do_tile = tiles.held_rows(do_at, BM, DV, BDV, not EVEN_ROWS, STEP)
@@ -76,9 +71,9 @@ def second_keys_kernel(
             z_t = tiles.row_products(k_tile, k_at, q_change, q_change_at, None, BN, BM, D, BD, STEP)
             z_t = tiles.row_products(k_change, k_change_at, q_tile, q_at, z_t, BN, BM, D, BD, STEP) * s.scale
             log2_sum = tiles.log2_sums(rows.lse, s, b, h, row, BM)[None, :]
-            p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, True, not EVEN)
+            p, t = tiles.weights(z, log2_sum, s, b, h, at, cols, True, TAIL)
             mean = tiles.load_statistic(rows.mean, s, b, h, row, 0.0, BM)[None, :]
-            change = tiles.score_tangent(z_t, t, s, x, b, h, at, cols, not EVEN) - mean
+            change = tiles.score_tangent(z_t, t, s, x, b, h, at, cols, TAIL) - mean
             kept = None
             if s.threshold is not None:
                 kept = tl.trans(tiles.keep(s, b, h, row, first, BM, BN))
@@ -98,8 +93,8 @@ def second_keys_kernel(
                 column_total += tl.sum(w, 1)
         if column_sums is not None:
             tiles.store_column_sums(column_sums, s, b, h, first, column_total, BN)
-    tiles.store_rows(gk, b, kv_head, first, s.k_len, k_total * s.scale, BN, D, BD)
-    tiles.store_rows(gv, b, kv_head, first, s.k_len, v_total, BN, DV, BDV)
+    tiles.store_rows(tiles.key_rows(gk, s, b, kv_head, first), k_total * s.scale, BN, D, BD)
+    tiles.store_rows(tiles.key_rows(gv, s, b, kv_head, first), v_total, BN, DV, BDV)
 
 
 @triton.jit
@@ -124,16 +119,11 @@ def second_queries_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    blocks = tl.cdiv(s.q_len, BM)
-    program = tl.program_id(0)
-    first = (blocks - 1 - program % blocks) * BM
-    b = program // blocks // s.heads
-    h = program // blocks % s.heads
-
+    s, b, h, first = tiles.query_block(s, BM)
     at = first + tl.arange(0, BM)[:, None]
-    q_at = tiles.rows_at(q, b, h, first, s.q_len)
-    q_change_at = tiles.rows_at(x.q, b, h, first, s.q_len)
-    do_at = tiles.rows_at(dout, b, h, first, s.q_len)
+    q_at = tiles.query_rows(q, s, b, h, first)
+    q_change_at = tiles.query_rows(x.q, s, b, h, first)
+    do_at = tiles.query_rows(dout, s, b, h, first)
     q_tile = tiles.held_rows(q_at, BM, D, BD, True, STEP)
     q_change = tiles.held_rows(q_change_at, BM, D, BD, True, STEP)
     do_tile = tiles.held_rows(do_at, BM, DV, BDV, True, STEP)
@@ -146,10 +136,10 @@ def second_queries_kernel(
     bounds = tiles.key_range(s, first, BM, BN)
     for column in range(bounds[0], bounds[3], BN):
         cols = column + tl.arange(0, BN)[None, :]
-        k_at = tiles.rows_at(k, b, h // group, column, s.k_len)
-        k_change_at = tiles.rows_at(x.k, b, h // group, column, s.k_len)
-        v_at = tiles.rows_at(v, b, h // group, column, s.k_len)
-        v_change_at = tiles.rows_at(x.v, b, h // group, column, s.k_len)
+        k_at = tiles.key_rows(k, s, b, h // group, column)
+        k_change_at = tiles.key_rows(x.k, s, b, h // group, column)
+        v_at = tiles.key_rows(v, s, b, h // group, column)
+        v_change_at = tiles.key_rows(x.v, s, b, h // group, column)
         k_tile = tiles.held_rows(k_at, BN, D, BD, not EVEN, STEP)
         k_change = tiles.held_rows(k_change_at, BN, D, BD, not EVEN, STEP)
         v_tile = tiles.held_rows(v_at, BN, DV, BDV, not EVEN, STEP)
@@ -174,6 +164,6 @@ def second_queries_kernel(
             tiles.store_pairs(gbias, s, b, h, at, cols, w)
         if row_sums is not None:
             row_total += tl.sum(w, 1)
-    tiles.store_rows(gq, b, h, first, s.q_len, q_total * s.scale, BM, D, BD)
+    tiles.store_rows(tiles.query_rows(gq, s, b, h, first), q_total * s.scale, BM, D, BD)
     if row_sums is not None:
         tiles.store_statistic(row_sums, s, b, h, first, row_total, BM)

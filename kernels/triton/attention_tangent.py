@@ -41,15 +41,10 @@ def tangent_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    blocks = tl.cdiv(s.q_len, BM)
-    program = tl.program_id(0)
-    first = (blocks - 1 - program % blocks) * BM
-    b = program // blocks // s.heads
-    h = program // blocks % s.heads
-
+    s, b, h, first = tiles.query_block(s, BM)
     rows = first + tl.arange(0, BM)[:, None]
-    q_at = tiles.rows_at(q, b, h, first, s.q_len)
-    q_change_at = tiles.rows_at(x.q, b, h, first, s.q_len)
+    q_at = tiles.query_rows(q, s, b, h, first)
+    q_change_at = tiles.query_rows(x.q, s, b, h, first)
     q_tile = tiles.held_rows(q_at, BM, D, BD, True, STEP)
     q_change = tiles.held_rows(q_change_at, BM, D, BD, True, STEP)
     log2_sum = tiles.log2_sums(lse, s, b, h, first, BM)
@@ -58,10 +53,10 @@ def tangent_kernel(
     bounds = tiles.key_range(s, first, BM, BN)
     for column in range(bounds[0], bounds[3], BN):
         cols = column + tl.arange(0, BN)[None, :]
-        k_at = tiles.rows_at(k, b, h // group, column, s.k_len)
-        k_change_at = tiles.rows_at(x.k, b, h // group, column, s.k_len)
-        v_at = tiles.rows_at(v, b, h // group, column, s.k_len)
-        v_change_at = tiles.rows_at(x.v, b, h // group, column, s.k_len)
+        k_at = tiles.key_rows(k, s, b, h // group, column)
+        k_change_at = tiles.key_rows(x.k, s, b, h // group, column)
+        v_at = tiles.key_rows(v, s, b, h // group, column)
+        v_change_at = tiles.key_rows(x.v, s, b, h // group, column)
         k_tile = tiles.held_rows(k_at, BN, D, BD, not EVEN, STEP)
         k_change = tiles.held_rows(k_change_at, BN, D, BD, not EVEN, STEP)
         z = tiles.row_products(q_tile, q_at, k_tile, k_at, None, BM, BN, D, BD, STEP)
@@ -83,6 +78,6 @@ def tangent_kernel(
     if x.sinks is not None:
         weight = tl.exp2(tl.load(sinks + h) * LOG2E - log2_sum)
         mean += weight * tl.load(x.sinks + h)
-    value = tiles.load_rows(tiles.rows_at(out, b, h, first, s.q_len), BM, DV, BDV, True).to(tl.float32)
-    tiles.store_rows(out_t, b, h, first, s.q_len, acc - mean[:, None] * value, BM, DV, BDV)
+    value = tiles.load_rows(tiles.query_rows(out, s, b, h, first), BM, DV, BDV, True).to(tl.float32)
+    tiles.store_rows(tiles.query_rows(out_t, s, b, h, first), acc - mean[:, None] * value, BM, DV, BDV)
     tiles.store_statistic(lse_t, s, b, h, first, mean, BM)

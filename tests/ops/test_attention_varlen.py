@@ -185,6 +185,25 @@ def test_rows_after_the_last_sequence_are_zero() -> None:
     assert torch.equal(same, packed([q, k, v], {"causal": True})[0][:37])
 
 
+def test_rows_after_the_last_sequence_have_no_sink() -> None:
+    for backend in ("cpp", "reference"):
+        with genfast.use_backend(backend):
+            options = option("sinks", torch.float32)
+            inputs = [*qkv(torch.float32, rows=4), options["sinks"]]
+            exact = [x.detach()[: len(x) - 4].requires_grad_() for x in inputs[:3]] + inputs[3:]
+            rows, sums = derivatives(packed, inputs[:3], options)
+            wanted, wanted_sums = derivatives(packed, exact[:3], options)
+        assert rows[1][37:].isneginf().all()
+        for x, y in zip(rows[:2], wanted[:2], strict=True):
+            torch.testing.assert_close(x[:37], y)
+        for x in sums:
+            assert x.isfinite().all()
+        assert [x.shape for x in sums] == [x.shape for x in wanted_sums]
+        loss = [packed(x, options)[0].square().sum() for x in (inputs[:3], exact[:3])]
+        found = [torch.autograd.grad(x, options["sinks"])[0] for x in loss]
+        torch.testing.assert_close(*found)
+
+
 def test_derivatives_by_finite_differences() -> None:
     torch.manual_seed(0)
     cu_q, cu_k = torch.tensor([0, 3, 4]), torch.tensor([0, 2, 5])

@@ -22,6 +22,7 @@ if not triton.knobs.runtime.interpret:
 from genfast.kernels.triton import _attention_tiles as tiles
 from genfast.kernels.triton import attention_config as config
 from genfast.launch import _attention_triton as launch
+from genfast.ops._attention_packing import placed
 from genfast.ops._attention_reference import (
     reference_backward,
     reference_forward,
@@ -58,6 +59,9 @@ class Case(NamedTuple):
     shift: int | None = None
     scale: float = 0.3
     batch_offset: int = 0
+    q_starts: tuple[int, ...] | None = None  # packed sequences
+    k_starts: tuple[int, ...] | None = None
+    bottom_right: bool = False
 
 
 class Problem(NamedTuple):
@@ -94,8 +98,11 @@ def problem(case: Case) -> Problem:
 
     q_index = k_index = None
     entries = case.q_len + case.k_len - 1
+    q_starts, k_starts = (None if x is None else torch.tensor(x) for x in (case.q_starts, case.k_starts))
     if case.index:  # a window of two dimensions, four wide
-        q_index, k_index = ((n // 4 * 7 + n % 4).int() for n in (torch.arange(case.q_len), torch.arange(case.k_len)))
+        sides = (case.q_len, q_starts), (case.k_len, k_starts)
+        positions = (torch.arange(n) if starts is None else placed(starts, n)[1] for n, starts in sides)
+        q_index, k_index = ((n // 4 * 7 + n % 4).int() for n in positions)
         q_index += int(k_index.max())
         entries = int(q_index.max()) + 1
 
@@ -110,12 +117,14 @@ def problem(case: Case) -> Problem:
         )
 
     mask = None if case.mask is None else torch.rand(case.mask, generator=g) < 0.7
-    shift = case.k_len - case.q_len if case.shift is None else case.shift
+    shift = case.shift
+    if shift is None:
+        shift = case.k_len - case.q_len if q_starts is None else 0
     return Problem(
         six(), six(),
         (
-            mask, q_index, k_index, None, None, torch.tensor(SEED) if case.dropout_p else None, case.scale,
-            case.softcap, case.dropout_p, case.left, case.right, shift, False, case.batch_offset,
+            mask, q_index, k_index, q_starts, k_starts, torch.tensor(SEED) if case.dropout_p else None, case.scale,
+            case.softcap, case.dropout_p, case.left, case.right, shift, case.bottom_right, case.batch_offset,
         ),
         normal(case.batch, case.heads, case.q_len, case.value_width, dtype=case.dtype),
         normal(case.batch, case.heads, case.q_len),
@@ -142,6 +151,7 @@ def errors(x: Problem, ops: str = "forward tangent backward second") -> dict[str
     primals, tangents, dout, dlse = wide(x.primals), wide(x.tangents), x.dout.double(), x.dlse.double()
     out, lse = reference_forward(*primals, *x.fixed)
     out_t, lse_t = reference_tangent(*primals, *tangents, out, lse, *x.fixed)
+    need_bias = x.fixed[3] is None  # of packed sequences there is no gradient
     near = tuple(t.to(x.dout.dtype) for t in (out, out_t)), tuple(t.float() for t in (lse, lse_t))
     found = {}
     if "forward" in ops:
@@ -153,8 +163,8 @@ def errors(x: Problem, ops: str = "forward tangent backward second") -> dict[str
         got = launch.tangent(*x.primals, *x.tangents, near[0][0], near[1][0], *x.fixed)
         found |= {"out_t": error(got[0], out_t), "lse_t": error(got[1], lse_t)}
     if "backward" in ops:
-        got = launch.backward(x.dout, x.dlse, *x.primals, near[0][0], near[1][0], *x.fixed, True, True)
-        want = reference_backward(dout, dlse, *primals, out, lse, *x.fixed, True, True)
+        got = launch.backward(x.dout, x.dlse, *x.primals, near[0][0], near[1][0], *x.fixed, need_bias, True)
+        want = reference_backward(dout, dlse, *primals, out, lse, *x.fixed, need_bias, True)
         found |= {f"d{name}": error(a, b) for name, a, b in zip(GRADIENTS, got, want, strict=True)}
     if "second" in ops:
         got = launch.second(
@@ -167,17 +177,22 @@ def errors(x: Problem, ops: str = "forward tangent backward second") -> dict[str
             near[0][1],
             near[1][1],
             *x.fixed,
-            True,
+            need_bias,
             True,
         )
         want = reference_second(
-            dout, dlse, *primals, *tangents, out, lse, out_t, lse_t, *x.fixed, True, True
+            dout, dlse, *primals, *tangents, out, lse, out_t, lse_t, *x.fixed, need_bias, True
         )  # fmt: skip
         found |= {f"g{name}": error(a, b) for name, a, b in zip(GRADIENTS, got, want, strict=True)}
     return found
 
 
 FLOAT32, FLOAT16 = 3e-6, 3e-3
+# One sequence without queries, one without keys, one of a query, whole tiles and a part; rows after the last one.
+PACKED = Case(
+    heads=1, q_len=44, k_len=60, q_starts=(0, 18, 18, 19, 35, 40), k_starts=(0, 23, 29, 29, 45, 57), bottom_right=True
+)
+SHORT = PACKED._replace(heads=2, q_len=24, k_len=36, q_starts=(0, 3, 3, 17, 22), k_starts=(0, 20, 25, 25, 34))
 CASES = {
     "odd sizes, groups, heads in rows": Case(width=21, value_width=8, heads_in_rows=True, kv_heads=1),
     "whole tiles, causal, float16": Case(heads=1, q_len=32, k_len=32, right=0, dtype=torch.float16),
@@ -194,6 +209,16 @@ CASES = {
         batch=2, kv_heads=2, q_len=12, k_len=17, bias=(1, 2, 12, 17), table=(2, 2), index=True, sinks=True,
         mask=(2, 1, 1, 17),
     ),
+    "packed, groups, heads in rows": PACKED._replace(heads=2, width=21, value_width=8, heads_in_rows=True),
+    "packed, causal, float16": PACKED._replace(right=0, dtype=torch.float16),
+    "packed, top left, sinks, softcap": PACKED._replace(right=0, bottom_right=False, sinks=True, softcap=1.5),
+    "packed, window, mask of keys": PACKED._replace(left=5, right=2, shift=1, mask=(5, 1, 1, 23)),
+    "packed, window over short sequences": PACKED._replace(left=25, right=20),
+    "packed, everything": SHORT._replace(
+        bias=(4, 2, 14, 20), table=(1, 1), index=True, sinks=True, softcap=1.5, dropout_p=0.25,
+        mask=(4, 1, 14, 22), right=2, batch_offset=3,
+    ),
+    "packed, own tables": SHORT._replace(bias=(1, 1, 1, 30), table=(4, 2), index=True, left=9),
 }  # fmt: skip
 
 
@@ -254,6 +279,26 @@ def test_nothing_to_do():
         assert max(found.values()) < FLOAT32, (case, found)
 
 
+def test_packed_sequences_of_nothing():
+    """No sequences, no rows, and rows that belong to none."""
+    for q_starts, k_starts in (((0,), (0,)), ((0, 0, 0), (0, 7, 7)), ((0, 33, 33), (0, 0, 0))):
+        for q_len, k_len in ((q_starts[-1], k_starts[-1]), (q_starts[-1] + 20, k_starts[-1] + 17)):
+            case = PACKED._replace(q_len=q_len, k_len=k_len, q_starts=q_starts, k_starts=k_starts, sinks=True)
+            found = errors(problem(case))
+            assert max(found.values()) < FLOAT32, (case, found)
+
+
+def test_bounds_that_packed_sequences_pass():
+    """Values on a device are not looked at: what is read stays inside, as in the plain formula."""
+    x = problem(PACKED._replace(bias=(1, 1, 9, 11), mask=(5, 1, 7, 13)))
+    found = errors(x, "forward backward")
+    assert max(found.values()) < FLOAT32, found
+    for starts in ((7, 3, 90, 2, -5, 60), (-(2**40), 2**40, 0, 99, 99, 2**33), (60, 50, 40, 30, 20, 10)):
+        wrong = torch.tensor(starts)
+        out, lse = launch.forward(*x.primals, *x.fixed[:3], wrong, wrong.flip(0), *x.fixed[5:])
+        launch.backward(x.dout, x.dlse, *x.primals, out, lse, *x.fixed[:3], wrong, wrong, *x.fixed[5:], False, True)
+
+
 def test_large_logits_and_nan_stay_in_their_rows():
     x = problem(Case(heads=1, scale=3e3))
     q, *rest = x.primals
@@ -301,6 +346,10 @@ def test_unsupported_calls_say_why():
     assert "257" in called(width=257)
     assert "2^30" in called(length=2**30)
     assert "2^31" in called(length=2**29, heads=64)
+    x = problem(PACKED._replace(bias=(1, 1, 1, 30)))
+    assert launch.supports(*x.primals, *x.fixed) is None
+    assert "gradient of a bias" in launch.supports(*x.primals, *x.fixed, need_bias=True)
+    assert launch.supports(*x.primals[:3], None, *x.primals[4:], *x.fixed, need_bias=True) is None
 
 
 # ---- mutants ----
@@ -344,6 +393,51 @@ def test_errors_are_seen(name, monkeypatch):
     ops = {"out": "forward", "lse": "forward", "out_t": "tangent", "lse_t": "tangent"}
     wanted = {ops.get(n, "backward" if n.startswith("d") else "second") for n in seen}
     found = errors(problem(case), " ".join(wanted))
+    assert all(found[n] > 1e-2 for n in seen), {n: found[n] for n in seen}
+
+
+def elsewhere(**first: int):
+    """The scores of a packed sequence whose first rows are wrong."""
+    return lambda s: s._replace(place=s.place._replace(**first))
+
+
+def misaligned(real):
+    def wrong(s, q_first, q_len, k_first, k_len):
+        found = real(s, q_first, q_len, k_first, k_len)
+        return found._replace(upper=found.upper - 2 * (k_len - q_len))
+
+    return wrong
+
+
+SEVERAL = PACKED._replace(right=0)
+PACKED_MUTANTS = {
+    "keys of the first sequence": (
+        tiles, "key_rows", lambda real: lambda m, s, *rest: real(m, elsewhere(k=0)(s), *rest), {"out", "out_t"},
+    ),
+    "queries of the first sequence": (
+        tiles, "query_rows", lambda real: lambda m, s, *rest: real(m, elsewhere(q=0)(s), *rest), {"out", "dk", "gk"},
+    ),
+    "bottom right, the other way": (tiles, "placed", misaligned, {"out", "lse", "dq", "dk"}),
+    "log-sums of the first sequence": (
+        tiles, "load_statistic", lambda real: lambda p, s, *rest: real(p, elsewhere(q=0)(s), *rest),
+        {"out_t", "dq", "dk", "gv"},
+    ),
+    "dropout of the first sequence": (
+        tiles, "keep", lambda real: lambda s, b, *rest: real(s, b * 0, *rest), {"out", "dv"},
+    ),
+    "no block for the part of a sequence": (
+        launch._Problem, "_blocks", lambda _: lambda self, length, block: length // block, {"out", "dq", "dv"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKED_MUTANTS)
+def test_errors_in_packed_sequences_are_seen(name, monkeypatch):
+    where, function, change, seen = PACKED_MUTANTS[name]
+    monkeypatch.setattr(where, function, change(getattr(where, function)))
+    ops = {"out": "forward", "lse": "forward", "out_t": "tangent"}
+    wanted = {ops.get(n, "backward" if n.startswith("d") else "second") for n in seen}
+    found = errors(problem(SEVERAL._replace(dropout_p=0.3 if "dropout" in name else 0.0)), " ".join(wanted))
     assert all(found[n] > 1e-2 for n in seen), {n: found[n] for n in seen}
 
 

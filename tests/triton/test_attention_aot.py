@@ -59,21 +59,29 @@ for ops, wanted, dtype, width, causal, options in cases:
     S, zeros = 512, lambda *shape, **kind: torch.zeros(shape, **kind)
     q = zeros(1, 2, S, width, dtype=getattr(torch, dtype))
     lse = zeros(1, 2, S)
-    bias = zeros(1, {"bias": 2, "shared bias": 1}[options], S, S, dtype=q.dtype) if "bias" in options else None
-    table = zeros(1, 1, 2 * S - 1) if options in ("table", "index") else None
-    index = zeros(S, dtype=torch.int32) if options == "index" else None
-    seed, p = (zeros(dtype=torch.int64), 0.1) if options == "dropout" else (None, 0.0)
-    softcap = 30.0 if options == "softcap" else 0.0
-    fixed = (None, index, index, None, None, seed, 0.125, softcap, p, -1, 0 if causal else -1, 0, False, 0)
-    six = (q, q, q, bias, table, None)
+    words = options.split()
+    heads = 1 if "shared" in words else 2
+    bias = zeros(1, heads, S, S, dtype=q.dtype) if "bias" in words else None
+    mask = zeros(1, 1, 1, S, dtype=torch.bool) if "mask" in words else None
+    sinks = zeros(2) if "sinks" in words else None
+    table = zeros(1, 1, 2 * S - 1) if "table" in words or "index" in words else None
+    index = zeros(S, dtype=torch.int32) if "index" in words else None
+    packed = "packed" in words
+    starts = torch.tensor([0, 100, 260, 500]) if packed else None
+    seed, p = (zeros(dtype=torch.int64), 0.1) if "dropout" in words else (None, 0.0)
+    softcap = 30.0 if "softcap" in words else 0.0
+    left = 100 if "window" in words else -1
+    band = (left, 0 if causal else -1, 0, packed)
+    fixed = (mask, index, index, starts, starts, seed, 0.125, softcap, p, *band, 0)
+    six = (q, q, q, bias, table, sinks)
     if "forward" in ops:
         launch.forward(*six, *fixed)
     if "tangent" in ops:
         launch.tangent(*six, *six, q, lse, *fixed)
     if "backward" in ops:
-        launch.backward(q, lse, *six, q, lse, *fixed, True, True)
+        launch.backward(q, lse, *six, q, lse, *fixed, not packed, True)
     if "second" in ops:
-        launch.second(q, lse, *six, *six, q, lse, q, lse, *fixed, True, True)
+        launch.second(q, lse, *six, *six, q, lse, q, lse, *fixed, not packed, True)
 print(json.dumps(found))
 """
 SHARED = {80: 163, 86: 99, 90: 227, 100: 227}  # KiB a block may have
@@ -119,6 +127,7 @@ def check(capability: int, cases: list[tuple[str, str, str, int, bool, str]], ca
         (80, [("forward backward", "", "float32", 64, True, "")]),
         (90, [(ALL, "forward|tangent|keys|queries", "bfloat16", 64, True, "")]),
         (100, [("forward", "", "bfloat16", 64, True, ""), ("tangent", "", "float32", 64, False, "")]),
+        (90, [("forward backward", "forward|keys|queries|rows", "bfloat16", 64, True, "packed")]),
     ],
 )
 def test_shipped_tiles_compile_without_spills(capability, cases, tmp_path):
@@ -131,13 +140,13 @@ def test_shipped_tiles_compile_without_spills(capability, cases, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("capability", [80, 86, 90, 100])
 def test_all_shipped_tiles_compile_without_spills(capability, dtype, width, causal, tmp_path):
-    check(capability, [(ALL, "", dtype, width, causal, "")], tmp_path)
+    check(capability, [(ALL, "", dtype, width, causal, options) for options in ("", "packed")], tmp_path)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("capability", [80, 86, 90, 100])
 def test_parameter_gradients_compile_without_spills(capability, dtype, tmp_path):
-    options = ("shared bias", "table", "index")
+    options = ("shared bias", "table", "index", "packed index")
     cases = [("backward second", "bias|diagonals|entries", dtype, 64, True, name) for name in options]
     check(capability, cases, tmp_path)
