@@ -83,8 +83,8 @@ class Case:
         groups: name to contenders of which a target means the fastest.
         yardsticks: functions that do a part of the work, timed beside the contenders for comparison, not checked.
         items: steps in one call; the times of the rows, floors included, are those of one.
-        rest: seconds to wait before each sample, where a contender's idle threads spin on and would slow the next one; a
-            call that is not timed follows, as cores that rested are slow at first.
+        rest: seconds to wait before each sample, where a contender's idle threads spin on and would slow the next one;
+            a call that is not timed follows, as cores that rested are slow at first.
     """
 
     op: str

@@ -40,16 +40,15 @@ def ring_attention(
     process holds more than two parts. All processes of the group must make the call, and its backward, together.
     Gradients of first order send the parts around again; those of higher order differentiate through all of it and keep
     every part that passed by. Gradients of ``alibi_slopes`` and of ``relative_bias`` are those of this process's
-    queries: sum them over the group, as data parallelism does.
+    queries: sum them over the group, as data parallelism does. Positions are those in the whole sequence.
 
     Args:
         q: queries [B, Hq, S, D] of this process, the positions rank * S to (rank + 1) * S - 1; or a ``DTensor``
-            [B, Hq, S * processes, D] sharded in dimension 2 over a mesh of one dimension, which then is the group.
+            [B, Hq, S * processes, D] sharded in dimension 2 over a mesh of one dimension, which then is the group. All
+            arguments not listed here are as in ``attention``.
         k: keys [B, Hkv, S, D], likewise.
         v: values [B, Hkv, S, Dv], likewise.
         group: a process group; None for the default one.
-        causal, window, alibi_slopes, relative_bias, softcap, scale, return_lse: as in ``attention``, for positions in
-            the whole sequence.
 
     Returns:
         out [B, Hq, S, Dv] of this process's queries, or (out, lse); ``DTensor`` for ``DTensor``.

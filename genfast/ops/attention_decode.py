@@ -127,7 +127,8 @@ def attention_decode(
     all these. Each key is read once for all query heads that share it.
 
     Args:
-        q: queries [B, Hq, Sq, D]; float32, float64, bfloat16 or float16.
+        q: queries [B, Hq, Sq, D]; float32, float64, bfloat16 or float16. All arguments not listed here are as in
+            ``attention``.
         k_cache: room for keys [B, Hkv, S, D], or with ``block_table`` [pages, Hkv, page size, D]. The head dim must be
             contiguous. Pages of a multiple of 16 rows are fast.
         v_cache: room for values [B, Hkv, S, Dv] or [pages, Hkv, page size, Dv].
@@ -146,7 +147,6 @@ def attention_decode(
         mask: bool, likewise; True keeps.
         alibi_slopes: [Hq] or [B, Hq].
         relative_bias: a ``T5Bias``.
-        softcap, sinks, scale: as in ``attention``.
         return_lse: also return the log-sum-exp.
 
     Returns:

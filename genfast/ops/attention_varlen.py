@@ -48,7 +48,8 @@ def attention_varlen(
     on the CPU, and has all of its derivatives.
 
     Args:
-        q: queries [rows, Hq, D], or a jagged nested tensor [N, jagged, Hq, D].
+        q: queries [rows, Hq, D], or a jagged nested tensor [N, jagged, Hq, D]; all arguments not listed here are as in
+            ``attention``.
         k: keys [rows of k, Hkv, D], likewise.
         v: values [rows of k, Hkv, Dv], likewise.
         cu_seqlens_q: [N + 1], int32 or int64, on q's device: where each sequence begins, then where the last one ends.
@@ -61,7 +62,6 @@ def attention_varlen(
         mask: likewise.
         alibi_slopes: [Hq] or [N, Hq].
         batch_offset: number of the first sequence in the whole batch, which dropout counts, where devices share it.
-        causal, window, relative_bias, softcap, sinks, dropout_p, scale, seed, return_lse: as in ``attention``.
 
     Returns:
         out [rows, Hq, Dv] in q's dtype, nested if q is, or (out, lse) with lse [rows, Hq].
