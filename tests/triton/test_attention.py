@@ -19,6 +19,7 @@ import triton.language as tl
 if not triton.knobs.runtime.interpret:
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
+from genfast.kernels.triton import _attention_operands as operands
 from genfast.kernels.triton import _attention_tiles as tiles
 from genfast.kernels.triton import attention_config as config
 from genfast.launch import _attention_triton as launch
@@ -417,7 +418,7 @@ PACKED_MUTANTS = {
     "queries of the first sequence": (
         tiles, "query_rows", lambda real: lambda m, s, *rest: real(m, elsewhere(q=0)(s), *rest), {"out", "dk", "gk"},
     ),
-    "bottom right, the other way": (tiles, "placed", misaligned, {"out", "lse", "dq", "dk"}),
+    "bottom right, the other way": (operands, "placed", misaligned, {"out", "lse", "dq", "dk"}),
     "log-sums of the first sequence": (
         tiles, "load_statistic", lambda real: lambda p, s, *rest: real(p, elsewhere(q=0)(s), *rest),
         {"out_t", "dq", "dk", "gv"},
