@@ -197,8 +197,17 @@ def _blocks(length: int, block: int) -> int:
 
 
 def _launch(kernel: Any, programs: int, tile: Any, *args: Any, **constants: Any) -> None:
-    if programs:
-        kernel[(programs,)](*args, **constants, num_warps=tile.warps, num_stages=tile.stages)
+    if not programs:
+        return
+    from triton.runtime.errors import OutOfResources
+
+    # Options add loads to the pipeline: where a GPU has too little shared memory for them all, fewer stages.
+    for stages in range(tile.stages, 0, -1):
+        try:
+            return kernel[(programs,)](*args, **constants, num_warps=tile.warps, num_stages=stages)
+        except OutOfResources:
+            if stages == 1:
+                raise
 
 
 def _tile(kernel: str, problem: _Problem) -> Any:

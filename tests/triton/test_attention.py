@@ -442,6 +442,31 @@ def test_errors_in_packed_sequences_are_seen(name, monkeypatch):
     assert all(found[n] > 1e-2 for n in seen), {n: found[n] for n in seen}
 
 
+@pytest.mark.parametrize("fitting", [2, 0])
+def test_too_little_shared_memory_takes_fewer_stages(fitting):
+    """A kernel that fits from some number of stages down, and one that never does."""
+    from triton.runtime.errors import OutOfResources
+
+    asked = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def run(*args, num_warps, num_stages):
+                asked.append(num_stages)
+                if num_stages > fitting:
+                    raise OutOfResources(245760, 232448, "shared memory")
+
+            return run
+
+    tile = config.Tile(64, 64, warps=4, stages=4)
+    if fitting:
+        launch._launch(Kernel(), 1, tile)
+    else:
+        with pytest.raises(OutOfResources):
+            launch._launch(Kernel(), 1, tile)
+    assert asked == list(range(tile.stages, max(fitting, 1) - 1, -1))
+
+
 @pytest.mark.parametrize("name", ["sign of r", "sign of delta", "sum over heads", "table turned"])
 def test_wrong_statistics_are_seen(name, monkeypatch):
     case, seen = SMALL._replace(heads=2, bias=(1, 2, 20, 1), table=(1, 2)), {"gq", "gk", "gbias"}
