@@ -1,6 +1,6 @@
 """Centered against plain RBMs, on MNIST and on MNIST with black and white exchanged; 16 hidden units, exact likelihood.
 
-python -m genfast.benchmarks.reproduce.centering [--data DIR] [--quick] [--seeds 0-9] [--updates 8000] [--out DIR]
+python -m genfast.benchmarks.reproduce.centering [--data DIR] [--quick] [--seeds 0-9] [--updates 30000] [--out DIR]
 
 Melchior, Fischer and Wiskott, "How to center deep Boltzmann machines" (JMLR 2016): the centered gradient does not
 change when 0 and 1 change places, the plain one does, and trains worse on both. Published figures: PyDeep's tutorial on
@@ -97,7 +97,7 @@ def main(
     out: common.OutOption = None,
     quick: common.QuickOption = False,
     seeds: common.SeedsOption = "0-9",
-    updates: Annotated[int, typer.Option(min=16, help="Updates of each RBM; published: 30,000.")] = 8000,
+    updates: Annotated[int, typer.Option(min=16, help="Updates of each RBM; published: 30,000.")] = 30_000,
     threads: common.ThreadsOption = None,
 ) -> None:
     """Trains centered and plain RBMs on MNIST and its negative and compares their exact likelihoods."""
