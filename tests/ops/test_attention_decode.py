@@ -178,6 +178,8 @@ def test_rotary_turns_queries_and_new_keys_to_their_positions(interleaved: bool)
         steps.append(ops.attention_decode(q[:, :, a:b], k_cache, v_cache, a, rotary=rotary, **new))
     torch.testing.assert_close(torch.cat(steps, 2), want, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(k_cache[:, :, :9], turned[1])
+    again = ops.attention_decode(q[:, :, 7:9], k_cache, v_cache, 9, rotary=rotary)  # the last two, nothing new
+    torch.testing.assert_close(again, want[:, :, 7:], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="rotary"):
         ops.attention_decode(q[:, :, :1], k_cache, v_cache, 9, rotary=tables, k_new=k[:, :, :1], v_new=v[:, :, :1])
     assert not k_cache[:, :, 9:].any()
