@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["FLOATS", "check_count", "check_float_tensor", "check_same", "check_seed", "shape_of"]
+__all__ = ["FLOATS", "check_count", "check_float_tensor", "check_same", "check_seed", "shape_of", "wide"]
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
 
 def shape_of(tensor: torch.Tensor) -> str:
     return str(tuple(tensor.shape))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic, and of what is reported in it: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_float_tensor(op: str, name: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from genfast._checks import wide
 from genfast.ops._attention_arguments import arguments
 from genfast.ops._attention_formula import _backward, attend
 from genfast.ops._attention_relative import T5Bias, distance_table
@@ -197,8 +198,7 @@ class _Tied(torch.autograd.Function):
 def _unseen(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(out, lse) of queries that see no key."""
     out = q.new_zeros((*q.shape[:3], v.shape[3]))
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return out, q.new_full(q.shape[:3], -torch.inf, dtype=wide)
+    return out, q.new_full(q.shape[:3], -torch.inf, dtype=wide(q.dtype))
 
 
 def _composed(ring: _Ring, q: Tensor, k: Tensor, v: Tensor, parameters: tuple[Tensor | None, ...]) -> Any:

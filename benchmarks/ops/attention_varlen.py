@@ -8,6 +8,7 @@ with backward, at the rate of a large product of PyTorch's.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,7 @@ def _case(
     settings: Settings, target: float | None,
 ) -> Case:  # fmt: skip
     lengths, device = lengths_of(sequences, longest), settings.device
-    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=device)
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], device=device)
     rows = sum(lengths)
     keep = torch.arange(longest, device=device) < torch.tensor(lengths, device=device).view(-1, 1, 1, 1)
     if causal:

@@ -8,7 +8,7 @@ import torch
 
 from genfast._native import DTYPE_CODES, C
 from genfast.launch._attention_packed import one_by_one
-from genfast.launch._common import pointer
+from genfast.launch._common import heads_like, pointer
 
 __all__ = [
     "backward", "backward_supports", "forward", "forward_supports", "second", "second_supports", "tangent",
@@ -48,15 +48,6 @@ def repeating(x: Tensor | None) -> tuple[int, int, int, int]:
     if x is None:
         return _NO_ROWS
     return tuple(0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True))  # type: ignore[return-value]
-
-
-def _empty(like: Tensor, rows: int, width: int) -> Tensor:
-    """[B, H, rows, width] in memory as ``like``: heads inside rows, or contiguous."""
-    batch, heads, _, _ = like.shape
-    _, head, row, _ = like.stride()
-    if head < row:
-        return like.new_empty((batch, rows, heads, width)).transpose(1, 2)
-    return like.new_empty((batch, heads, rows, width))
 
 
 class _Call:
@@ -119,7 +110,7 @@ def _clear_rest(call: _Call, side: int, *outputs: Tensor | float) -> None:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, *fixed: Any) -> tuple[Tensor, Tensor]:
-    out = _empty(q, q.shape[2], v.shape[3])
+    out = heads_like(q, v.shape[3])
     lse = torch.empty(q.shape[:3], dtype=torch.float32)
     call = _Call(q, k, v, bias, table, sinks, out, None, *fixed)
     _clear_rest(call, 0, out)
@@ -150,7 +141,7 @@ def tangent(
     q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, q_t: Tensor, k_t: Tensor, v_t: Tensor,
     bias_t: Any, table_t: Any, sinks_t: Any, out: Tensor, lse: Tensor, *fixed: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    out_t = _empty(q, q.shape[2], v.shape[3])
+    out_t = heads_like(q, v.shape[3])
     lse_t = torch.empty(q.shape[:3], dtype=torch.float32)
     call = _Call(q, k, v, bias, table, sinks, out, lse, *fixed)
     _clear_rest(call, 0, out_t, lse_t)
@@ -190,12 +181,12 @@ class _BiasGradient:
 def _gradient(
     dout: Tensor, dlse: Tensor | None, call: _Call, moved: _TangentCall | None, need_bias: bool, need_table: bool
 ) -> tuple[Tensor | None, ...]:
-    batch, heads, kv_heads, queries, keys, depth, value_depth = shape = call.shape
+    batch, heads, kv_heads, queries, keys, depth, _ = shape = call.shape
     q, k, v, *_ = call.kept
     table = call.table
     dout_rows, dout = rows(dout)
     dlse = None if dlse is None else dlse.contiguous()
-    dq, dk, dv = _empty(q, queries, depth), _empty(k, keys, depth), _empty(v, keys, value_depth)
+    dq, dk, dv = (heads_like(x) for x in (q, k, v))
     _clear_rest(call, 0, dq)
     _clear_rest(call, 1, dk, dv)
     if call.starts is None:

@@ -8,19 +8,11 @@ import torch
 
 from genfast._native import DTYPE_CODES, C
 from genfast.launch._attention_cpu import repeating, rows
-from genfast.launch._common import pointer
+from genfast.launch._common import heads_like, pointer
 
-__all__ = ["append", "decode", "decode_supports", "empty", "gathered", "places"]
+__all__ = ["append", "decode", "decode_supports", "gathered", "places"]
 
 Tensor = torch.Tensor
-
-
-def empty(q: Tensor, width: Any) -> Tensor:
-    """out [B, Hq, Sq, width] in memory as q: heads inside rows, or contiguous."""
-    batch, heads, queries, _ = q.shape
-    if q.stride(1) < q.stride(2):
-        return q.new_empty((batch, queries, heads, width)).transpose(1, 2)
-    return q.new_empty((batch, heads, queries, width))
 
 
 def places(lengths: Tensor, count: int, rows: int, blocks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -73,7 +65,7 @@ def decode(
             if not cache.is_inference():
                 torch.autograd.graph.increment_version(cache)
         lengths = lengths + k_new.shape[2]
-    out = empty(q, value_depth)
+    out = heads_like(q, value_depth)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32)
     q_rows, q = rows(q)
     table_strides: tuple[int, ...] = (0, 0, 0)

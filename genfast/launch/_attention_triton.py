@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from genfast.launch._common import device_guard
+from genfast.launch._common import device_guard, heads_like
 
 __all__ = ["backward", "forward", "second", "supports", "tangent"]
 
@@ -196,18 +196,25 @@ def _blocks(length: int, block: int) -> int:
     return -(-length // block)
 
 
+_stages: dict[Any, int] = {}  # of launches that take fewer than their tile says
+
+
 def _launch(kernel: Any, programs: int, tile: Any, *args: Any, **constants: Any) -> None:
     if not programs:
         return
     from triton.runtime.errors import OutOfResources
 
     # Options add loads to the pipeline: where a GPU has too little shared memory for them all, fewer stages.
-    for stages in range(tile.stages, 0, -1):
+    case = (kernel, tile, *constants.values()) if _stages else None
+    for stages in range(_stages.get(case, tile.stages), 0, -1):
         try:
-            return kernel[(programs,)](*args, **constants, num_warps=tile.warps, num_stages=stages)
+            kernel[(programs,)](*args, **constants, num_warps=tile.warps, num_stages=stages)
         except OutOfResources:
             if stages == 1:
                 raise
+            _stages[(kernel, tile, *constants.values())] = stages - 1
+        else:
+            return
 
 
 def _tile(kernel: str, problem: _Problem) -> Any:
@@ -220,14 +227,6 @@ def _tile(kernel: str, problem: _Problem) -> Any:
     return found._replace(step=min(found.step, *widths))  # a step is a divisor of both
 
 
-def _empty_like(x: Tensor, width: int | None = None) -> Tensor:
-    """An empty tensor as x [B, H, S, D], heads inside rows where x has them there."""
-    B, H, S, D = x.shape
-    if x.stride(1) < x.stride(2):
-        return x.new_empty((B, S, H, width or D)).transpose(1, 2)
-    return x.new_empty((B, H, S, width or D))
-
-
 # ---- forward and tangent ----
 
 
@@ -237,7 +236,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, bias: Any, table: Any, sinks: Any, 
 
     with device_guard(q):
         p = _problem(q, k, v, bias, table, *fixed)
-        out = _empty_like(q, v.shape[3])
+        out = heads_like(q, v.shape[3])
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         tile = _tile("forward", p)
         s = p.scores
@@ -268,7 +267,7 @@ def tangent(
 
     with device_guard(q):
         p = _problem(q, k, v, bias, table, *fixed)
-        out_t, lse_t = _empty_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+        out_t, lse_t = heads_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
         tile = _tile("tangent", p)
         _launch(
             tangent_kernel, p.query_programs(tile.queries), tile,
@@ -346,7 +345,7 @@ def _gradients(
     from genfast.kernels.triton import attention_second as order
     from genfast.kernels.triton._attention_tiles import Pairs
 
-    dq, dk, dv = (_empty_like(x) for x in like)
+    dq, dk, dv = (heads_like(x) for x in like)
     s = p.scores
     pairs = (p.batch, p.heads, p.q_len, p.k_len)
     dbias = whole = column_sums = row_sums = None

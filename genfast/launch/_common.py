@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["device_guard", "pointer", "seed_value_and_pointer"]
+__all__ = ["device_guard", "heads_like", "pointer", "seed_value_and_pointer"]
 
 
 def pointer(tensor: torch.Tensor | None) -> int:
@@ -21,6 +21,15 @@ def seed_value_and_pointer(seed: torch.Tensor | None, like: torch.Tensor) -> tup
     if seed.is_cuda and like.is_cuda:
         return 0, seed.data_ptr()
     return int(seed.item()) & 0xFFFFFFFFFFFFFFFF, 0
+
+
+def heads_like(x: torch.Tensor, width: Any = None) -> torch.Tensor:
+    """An empty tensor [B, H, S, width] in memory as x [B, H, S, D]: heads inside rows, or contiguous."""
+    batch, heads, rows, depth = x.shape
+    width = depth if width is None else width
+    if x.stride(1) < x.stride(2):
+        return x.new_empty((batch, rows, heads, width)).transpose(1, 2)
+    return x.new_empty((batch, heads, rows, width))
 
 
 def device_guard(tensor: torch.Tensor) -> Any:

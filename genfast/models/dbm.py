@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genfast import ops, random
-from genfast._checks import shape_of
+from genfast._checks import shape_of, wide
 from genfast.nn._rbm_chains import first_chain
 from genfast.ops._rbm_common import HALF_STEPS, checked_precision
-from genfast.ops._rbm_units import wide
 
 __all__ = ["DBM", "MeanField"]
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genfast import ops, random
+from genfast._checks import wide
 from genfast.nn import RBM
 from genfast.nn._rbm_chains import first_chain
 from genfast.nn._rbm_loss import gap_loss
 from genfast.ops._rbm_common import HALF_STEPS
-from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN, mean, wide
+from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN, mean
 
 __all__ = ["DBN"]
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genfast._checks import wide
 from genfast._op import Formula, differentiable
-from genfast.ops._rbm_units import Units, mean, wide
+from genfast.ops._rbm_units import Units, mean
 
 __all__ = ["gap_loss", "variance_gradient"]
 

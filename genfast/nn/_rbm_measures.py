@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from genfast import random
-from genfast.ops._rbm_units import GAUSSIAN, SOFTMAX, Units, log_partition, wide
+from genfast._checks import wide
+from genfast.ops._rbm_units import GAUSSIAN, SOFTMAX, Units, log_partition
 
 __all__ = ["pseudo_likelihood", "sparsity_penalty"]
 

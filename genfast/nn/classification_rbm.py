@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genfast import ops, random
-from genfast._checks import shape_of
+from genfast._checks import shape_of, wide
 from genfast.nn._rbm_chains import first_chain
 from genfast.ops._rbm_common import checked_precision
-from genfast.ops._rbm_units import parse_units, softplus, visible_energy, wide
+from genfast.ops._rbm_units import parse_units, softplus, visible_energy
 
 __all__ = ["ClassificationRBM"]
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from genfast import ops, random
-from genfast._checks import shape_of
+from genfast._checks import shape_of, wide
 from genfast.nn._rbm_chains import first_chain
 from genfast.ops._rbm_common import checked_precision
-from genfast.ops._rbm_units import GAUSSIAN, log_partition, mean, parse_units, wide
+from genfast.ops._rbm_units import GAUSSIAN, log_partition, mean, parse_units
 from genfast.ops.rbm_gibbs import check_pair
 
 __all__ = ["ConditionalRBM"]

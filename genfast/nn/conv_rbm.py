@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genfast import ops, random
-from genfast._checks import shape_of
+from genfast._checks import shape_of, wide
 from genfast.nn._rbm_chains import first_chain
-from genfast.ops._rbm_units import GAUSSIAN, SOFTMAX, Units, mean, parse_units, sample, softplus, visible_energy, wide
+from genfast.ops._rbm_units import GAUSSIAN, SOFTMAX, Units, mean, parse_units, sample, softplus, visible_energy
 
 __all__ = ["ConvRBM"]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genfast._checks import check_float_tensor, shape_of
 from genfast.ops.attention import attention
+from genfast.ops.attention_varlen import attention_varlen
 
 __all__ = ["scaled_dot_product_attention"]
 
@@ -33,7 +34,8 @@ def scaled_dot_product_attention(
     does not grow with L * S. Dropout draws genfast's own noise, governed by ``torch.manual_seed`` like PyTorch's.
 
     Args:
-        query: [..., Hq, L, E], with at least 2 dimensions; float32, float64, bfloat16 or float16.
+        query: [..., Hq, L, E], with at least 2 dimensions; float32, float64, bfloat16 or float16. Or a jagged nested
+            tensor [N, Hq, jagged, E], as key and value then are too; these take no ``attn_mask``.
         key: [..., H, S, E]. The leading dimensions of all three broadcast.
         value: [..., H, S, Ev].
         attn_mask: of any shape that broadcasts to [..., Hq, L, S]. bool, True takes part; or added to the scores, in
@@ -68,6 +70,7 @@ def scaled_dot_product_attention(
         and isinstance(key, Tensor)
         and isinstance(value, Tensor)
         and query.dim() == key.dim() == 4
+        and not query.is_nested
         and dropout_p != 1.0
         and key.shape[:2] == value.shape[:-2]
         and (key.shape[:2] == query.shape[:2] or (enable_gqa and key.shape[0] == query.shape[0]))
@@ -98,7 +101,9 @@ def _general(
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    """Masks, grouped heads and every shape that PyTorch takes."""
+    """Masks, grouped heads, nested tensors and every shape that PyTorch takes."""
+    if isinstance(query, Tensor) and query.is_nested and query.layout is torch.jagged:
+        return _of_jagged(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     for name, x in (("query", query), ("key", key), ("value", value)):
         check_float_tensor(_OP, name, x)
         if x.dim() < (3 if enable_gqa else 2):
@@ -123,6 +128,28 @@ def _general(
     if rank > 4:
         return out.unflatten(0, batch)
     return out.squeeze(0) if rank == 3 else out[0, 0]
+
+
+def _of_jagged(
+    query: Tensor, key: Any, value: Any, attn_mask: Any, dropout_p: float, is_causal: bool, scale: Any, enable_gqa: bool
+) -> Tensor:
+    """Nested tensors [N, H, jagged, E], each sequence alone."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor) or not x.is_nested or x.layout is not torch.jagged:
+            raise TypeError(f"{_OP}: with a nested query, {name} must be a jagged nested tensor too")
+        if x.dim() != 4 or x._ragged_idx != 2:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"{_OP}: nested tensors must be [sequences, heads, jagged, head dim]: transpose them to it"
+            )
+    if attn_mask is not None:
+        raise ValueError(f"{_OP}: nested tensors take no attn_mask; genfast.ops.attention_varlen does")
+    if query.shape[1] != key.shape[1] and not enable_gqa:
+        raise _misfit(query, key, value)
+    rows = (x.transpose(1, 2) for x in (query, key, value))
+    causal = "top_left" if is_causal else False
+    kept = dropout_p if dropout_p != 1.0 else 0.0
+    out: Tensor = attention_varlen(*rows, causal=causal, dropout_p=kept, scale=scale).transpose(1, 2)
+    return out if dropout_p != 1.0 else out * 0.0
 
 
 def _misfit(query: Tensor, key: Tensor, value: Tensor) -> ValueError:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from genfast._checks import check_float_tensor, check_seed, shape_of
+from genfast._checks import check_float_tensor, check_seed, shape_of, wide
 from genfast.ops._attention_arguments import UNBOUNDED
-from genfast.ops._attention_reference import wide
 from genfast.ops._attention_tensors import Extent, Packed, broadcastable, checked_qkv
 
 __all__ = ["check_backward", "check_forward", "check_second", "check_starts", "check_tangent", "longest_of"]

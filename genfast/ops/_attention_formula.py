@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from genfast._checks import wide
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import _attention_cpu as cpu
 from genfast.launch import _attention_triton as triton
+from genfast.launch._common import heads_like
 from genfast.ops._attention_checks import check_backward, check_forward, check_second, check_tangent
 from genfast.ops._attention_reference import (
     reference_backward,
@@ -21,7 +23,6 @@ from genfast.ops._attention_reference import (
     reference_second,
     reference_tangent,
     reference_tangent_change,
-    wide,
 )
 
 __all__ = ["attend", "tangent"]
@@ -40,26 +41,15 @@ _OPTIONS, _KEPT = 14, 6  # of _FIXED, and the tensors among them
 # ---- raw ops ----
 
 
-def _empty(like: Tensor, heads: Any, rows: Any, width: Any) -> Tensor:
-    """[B, heads, rows, width] in memory as ``like``: heads inside rows, or contiguous."""
-    if like.stride(1) < like.stride(2):
-        return like.new_empty((like.shape[0], rows, heads, width)).transpose(1, 2)
-    return like.new_empty((like.shape[0], heads, rows, width))
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    return _empty(x, *x.shape[1:])
-
-
 def _fake_forward(q, k, v, *_):  # type: ignore[no-untyped-def]
-    return _empty(q, q.shape[1], q.shape[2], v.shape[3]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+    return heads_like(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
 
 
 def _fake_gradients(q, k, v, bias, table, sinks, need_bias, need_table):  # type: ignore[no-untyped-def]
     return (
-        _empty_like(q),
-        _empty_like(k),
-        _empty_like(v),
+        heads_like(q),
+        heads_like(k),
+        heads_like(v),
         bias.new_empty(bias.shape) if need_bias and bias is not None else q.new_empty(0),
         table.new_empty(table.shape) if need_table and table is not None else q.new_empty(0),
         q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape),

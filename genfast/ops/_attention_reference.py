@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genfast import random
+from genfast._checks import wide
 from genfast._op import Backend, Op
 from genfast.ops import _attention_packing as packing
 
@@ -21,7 +22,6 @@ __all__ = [
     "reference_second",
     "reference_tangent",
     "reference_tangent_change",
-    "wide",
 ]
 
 Tensor = torch.Tensor
@@ -36,11 +36,6 @@ _keep_op = Op(
 
 
 _SCALE = 6  # among the options of a raw op
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic, of lse, tables and sinks."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from genfast._checks import check_float_tensor, shape_of
-from genfast.ops._attention_reference import wide
+from genfast._checks import check_float_tensor, shape_of, wide
 
 __all__ = ["Extent", "Packed", "autocast", "autocasting", "broadcastable", "checked_qkv", "known", "parameter"]
 
@@ -20,7 +19,7 @@ class Packed(NamedTuple):
     q_starts: Tensor  # [sequences + 1], int64
     k_starts: Tensor
     most: tuple[Any, Any]  # queries and keys of a sequence: the longest or a bound
-    longest: tuple[int, int]  # 0 where the values of the starts are not known
+    longest: tuple[Any, Any]  # what masks must reach; 0 on the CPU where the values are seen only by the kernel
 
 
 class Extent(NamedTuple):
@@ -30,7 +29,7 @@ class Extent(NamedTuple):
     heads: Any
     queries: Any
     keys: Any
-    least: tuple[int, int] | None = None  # of packed sequences: masks of longer ones serve
+    least: tuple[Any, Any] | None = None  # of packed sequences: masks of longer ones serve
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, packed: Packed | None = None) -> Extent:

@@ -30,7 +30,7 @@ Tensor = torch.Tensor
 
 __all__ = [
     "BERNOULLI", "GAUSSIAN", "RELU", "SOFTMAX", "Units", "log_partition", "mean", "parse_units", "sample", "softplus",
-    "visible_energy", "wide",
+    "visible_energy",
 ]  # fmt: skip
 
 BERNOULLI, GAUSSIAN, SOFTMAX, RELU = range(4)
@@ -68,11 +68,6 @@ def parse_units(op: str, argument: str, name: str, count: Any) -> Units:
         + ("relu " if argument == "hidden" else "")
         + "or softmax:K with K > 1 categories"
     )
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of arithmetic and of energies: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def softplus(x: Tensor) -> Tensor:

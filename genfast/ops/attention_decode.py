@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from genfast._checks import check_float_tensor, shape_of
+from genfast._checks import check_float_tensor, shape_of, wide
 from genfast._op import Backend, Op, transformed
 from genfast.launch import _attention_decode as launch
 from genfast.launch import _attention_triton as triton
+from genfast.launch._common import heads_like
 from genfast.ops._attention_arguments import (
     checked_band,
     checked_bias,
@@ -18,7 +19,7 @@ from genfast.ops._attention_arguments import (
     checked_sinks,
     checked_softcap,
 )
-from genfast.ops._attention_reference import reference_forward, wide
+from genfast.ops._attention_reference import reference_forward
 from genfast.ops._attention_relative import T5Bias, distance_table
 from genfast.ops._attention_tensors import Extent, autocast, autocasting, known
 from genfast.ops.rotary import rotary as rotate
@@ -74,7 +75,7 @@ def _triton_supports(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) ->
 
 
 def _fake(q, k_cache, v_cache, *_):  # type: ignore[no-untyped-def]
-    out = launch.empty(q, v_cache.shape[3])
+    out = heads_like(q, v_cache.shape[3])
     return out, q.new_empty(q.shape[:3], dtype=wide(q.dtype))
 
 

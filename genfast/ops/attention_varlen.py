@@ -56,7 +56,8 @@ def attention_varlen(
             Rows after it give zeros. None for nested tensors alone.
         cu_seqlens_k: of the keys; None for ``cu_seqlens_q``.
         max_seqlen_q: most queries of a sequence, or a bound; only biases and masks need it. None finds it on the CPU
-            and takes all rows as the bound elsewhere and in compiled graphs.
+            and takes all rows as the bound elsewhere and in compiled graphs. On other devices than the CPU biases and
+            masks must be as long as that.
         max_seqlen_k: most keys, likewise.
         bias: as in ``attention``, of a shape that broadcasts to [N, Hq, max_seqlen_q, max_seqlen_k] or longer.
         mask: likewise.
@@ -98,14 +99,16 @@ def attention_varlen(
     longest = 0, 0
     if known(q_starts):
         check_starts(op, "cu_seqlens_q", q_starts, q.shape[0])
-        check_starts(op, "cu_seqlens_k", k_starts, k.shape[0])
+        if k_starts is not q_starts or k.shape[0] < q.shape[0]:
+            check_starts(op, "cu_seqlens_k", k_starts, k.shape[0])
         if any(x is not None for x in (bias, mask, alibi_slopes, relative_bias, max_seqlen_q, max_seqlen_k)):
             longest = longest_of(q_starts), longest_of(k_starts)
     most = (
         _most(op, "max_seqlen_q", max_seqlen_q, longest[0], q_starts, q.shape[0]),
         _most(op, "max_seqlen_k", max_seqlen_k, longest[1], k_starts, k.shape[0]),
     )
-    packed = Packed(q_starts, k_starts, most, longest)
+    # Where the lengths are on another device, nothing but the bound can say which masks are long enough.
+    packed = Packed(q_starts, k_starts, most, longest if q.is_cpu else most)
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
     args = arguments(
         op, q, k, v, bias, mask, causal, window, alibi_slopes,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from genfast._checks import check_float_tensor, check_same, shape_of
+from genfast._checks import check_float_tensor, check_same, shape_of, wide
 
 __all__ = ["merge_attention"]
 
@@ -49,10 +49,10 @@ def merge_attention(out1: Tensor, lse1: Tensor, out2: Tensor, lse2: Tensor) -> t
     check_same(_OP, "lse2", lse2, "lse1", lse1)
     if out1.dim() < 1 or lse1.shape != out1.shape[:-1]:
         raise ValueError(f"{_OP}: lse1 must have shape {tuple(out1.shape[:-1])}, got {shape_of(lse1)}")
-    wide = torch.float64 if out1.dtype == torch.float64 else torch.float32
-    if lse1.dtype != wide or lse1.device != out1.device:
+    dtype = wide(out1.dtype)
+    if lse1.dtype != dtype or lse1.device != out1.device:
         raise TypeError(
-            f"{_OP}: lse1 must be {wide} on {out1.device} for outputs in {out1.dtype}, got {lse1.dtype} on "
+            f"{_OP}: lse1 must be {dtype} on {out1.device} for outputs in {out1.dtype}, got {lse1.dtype} on "
             f"{lse1.device}"
         )
     top = torch.maximum(lse1, lse2).detach()
@@ -63,5 +63,5 @@ def merge_attention(out1: Tensor, lse1: Tensor, out2: Tensor, lse2: Tensor) -> t
     total = torch.where(empty, 1.0, total)
     lse = torch.where(empty, -torch.inf, top + torch.log(total))
     share1, share2 = (weight1 / total).unsqueeze(-1), (weight2 / total).unsqueeze(-1)
-    out: Any = out1.to(wide) * share1 + out2.to(wide) * share2
+    out: Any = out1.to(dtype) * share1 + out2.to(dtype) * share2
     return out.to(out1.dtype), lse

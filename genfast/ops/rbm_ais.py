@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genfast import random
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, shape_of, wide
 from genfast._op import Backend, Op
 from genfast.launch import _rbm_cpu as cpu
 from genfast.ops._rbm_common import (
@@ -19,7 +19,7 @@ from genfast.ops._rbm_common import (
     checked_states,
     constant,
 )
-from genfast.ops._rbm_units import GAUSSIAN, RELU, log_partition, parse_units, sample, visible_energy, wide
+from genfast.ops._rbm_units import GAUSSIAN, RELU, log_partition, parse_units, sample, visible_energy
 from genfast.ops.rbm_half_step import reference_logits, refuse_nan
 from genfast.ops.rbm_log_z_exact import checked_variance, visible_log_partition
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genfast import random
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, shape_of, wide
 from genfast._op import Backend, Op
 from genfast.launch import _rbm_cpu as cpu
 from genfast.launch import _rbm_cuda as cuda
@@ -20,7 +20,7 @@ from genfast.ops._rbm_common import (
     checked_states,
     constant,
 )
-from genfast.ops._rbm_units import GAUSSIAN, log_partition, mean, parse_units, sample, visible_energy, wide
+from genfast.ops._rbm_units import GAUSSIAN, log_partition, mean, parse_units, sample, visible_energy
 from genfast.ops.rbm_gibbs import check_pair
 from genfast.ops.rbm_half_step import gpu_obstacle, reference_logits, refuse_nan
 

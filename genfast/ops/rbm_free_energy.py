@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from genfast._checks import wide
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import _rbm_cpu as cpu
 from genfast.launch import _rbm_cuda as cuda
 from genfast.launch import rbm_free_energy as native
 from genfast.ops._rbm_common import checked_logvar, checked_parameters, checked_states
-from genfast.ops._rbm_units import log_partition, mean, parse_units, visible_energy, wide
+from genfast.ops._rbm_units import log_partition, mean, parse_units, visible_energy
 from genfast.ops.rbm_gibbs import check_pair
 from genfast.ops.rbm_half_step import gpu_obstacle, reference_logits
 

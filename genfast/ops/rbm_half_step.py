@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from genfast import random
+from genfast._checks import wide
 from genfast._op import Backend, Op
 from genfast.launch import _rbm_cpu as cpu
 from genfast.launch import _rbm_cuda as cuda
@@ -23,7 +24,7 @@ from genfast.ops._rbm_common import (
     product,
     unpacked,
 )
-from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN, parse_units, sample, wide
+from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN, parse_units, sample
 from genfast.ops.pack_bits import checked_bits
 
 __all__ = ["rbm_half_step", "reference"]

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from genfast import random
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, shape_of, wide
 from genfast._op import Backend, Op
 from genfast.ops._rbm_common import checked_parameters, checked_position, checked_precision, checked_states
-from genfast.ops._rbm_units import GAUSSIAN, RELU, Units, parse_units, visible_energy, wide
+from genfast.ops._rbm_units import GAUSSIAN, RELU, Units, parse_units, visible_energy
 from genfast.ops.rbm_gibbs import check_pair, rbm_gibbs
 from genfast.ops.rbm_half_step import reference_logits
 from genfast.ops.rbm_log_z_exact import checked_variance

@@ -7,18 +7,13 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, shape_of, wide
 from genfast._op import Backend, Formula, Op, differentiable, transformed
 from genfast.launch import rotary as native
 
 __all__ = ["reference", "rotary"]
 
 Tensor = torch.Tensor
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What the tables and the arithmetic are in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # ---- reference ----

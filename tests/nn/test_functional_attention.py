@@ -440,3 +440,48 @@ def test_masks_that_do_not_fit_name_themselves():
             ours(*qkv(*leading), torch.ones(2, 2, 2, 3, L + 1, S))
     with pytest.raises(TypeError, match="dense"):
         ours(*(torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)]) for _ in range(3)))
+
+
+def _jagged(lengths: list[int], heads: int, requires_grad: bool = True) -> torch.Tensor:
+    parts = [torch.randn(length, heads, 8, dtype=torch.float64) for length in lengths]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=requires_grad)
+    return nested
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_jagged_tensors(is_causal: bool, heads: int) -> None:
+    """Values and gradients of each sequence alone, grouped heads included."""
+    torch.manual_seed(5)
+    leaves = [_jagged([3, 7, 1], 4), *(_jagged([3, 7, 1], heads) for _ in range(2))]
+    if heads == 2:  # one set of offsets for all
+        leaves[1:] = [
+            torch.nested.nested_tensor_from_jagged(x.values().detach(), leaves[0].offsets()).requires_grad_()
+            for x in leaves[1:]
+        ]
+    options = {"is_causal": is_causal, "enable_gqa": heads == 2}
+    out = ours(*(x.transpose(1, 2) for x in leaves), **options)
+    assert out.is_nested
+    gradients = torch.autograd.grad(out.transpose(1, 2).values().square().sum(), leaves)
+    alone = [[x.detach().requires_grad_() for x in leaf.unbind()] for leaf in leaves]
+    for i, found in enumerate(out.unbind()):
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *(x[i].transpose(0, 1).unsqueeze(0) for x in alone), **options
+        )
+        torch.testing.assert_close(found, expected[0])
+        parts = torch.autograd.grad(expected.square().sum(), [x[i] for x in alone])
+        for gradient, part in zip(gradients, parts, strict=True):
+            torch.testing.assert_close(gradient.unbind()[i], part)
+
+
+def test_jagged_tensors_that_do_not_fit() -> None:
+    query = _jagged([3, 2], 4, False).transpose(1, 2)
+    with pytest.raises(ValueError, match="take no attn_mask"):
+        ours(query, query, query, torch.zeros(1))
+    with pytest.raises(TypeError, match="key must be a jagged nested tensor too"):
+        ours(query, torch.zeros(2, 4, 3, 8), query)
+    with pytest.raises(ValueError, match=r"\[sequences, heads, jagged, head dim\]"):
+        ours(*(query.transpose(1, 2),) * 3)
+    narrow = _jagged([3, 2], 2, False).transpose(1, 2)
+    with pytest.raises(ValueError, match="enable_gqa"):
+        ours(query, narrow, narrow)

@@ -324,6 +324,17 @@ def test_bad_input(change: dict[str, Any], error: type[Exception], message: str)
         ops.attention_varlen(**args)
 
 
+def test_masks_reach_the_bound_where_lengths_are_out_of_sight() -> None:
+    q, k, v = (x.detach().to("meta") for x in qkv(torch.float32))
+    starts = [torch.tensor(x, device="meta") for x in (Q_STARTS, K_STARTS)]
+    bias = torch.zeros(5, 1, 1, 20, device="meta")
+    assert ops.attention_varlen(q, k, v, *starts, bias=bias, max_seqlen_k=20).shape[:2] == q.shape[:2]
+    with pytest.raises(ValueError, match="or longer sequences"):
+        ops.attention_varlen(q, k, v, *starts, bias=bias, max_seqlen_k=21)
+    with pytest.raises(ValueError, match="or longer sequences"):
+        ops.attention_varlen(q, k, v, *starts, bias=bias)
+
+
 def test_raw_op_looks_at_its_starts() -> None:
     q, k, v = (x.detach().transpose(0, 1).unsqueeze(0) for x in qkv(torch.float32))
 

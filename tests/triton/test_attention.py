@@ -443,7 +443,7 @@ def test_errors_in_packed_sequences_are_seen(name, monkeypatch):
 
 
 @pytest.mark.parametrize("fitting", [2, 0])
-def test_too_little_shared_memory_takes_fewer_stages(fitting):
+def test_too_little_shared_memory_takes_fewer_stages(fitting, monkeypatch):
     """A kernel that fits from some number of stages down, and one that never does."""
     from triton.runtime.errors import OutOfResources
 
@@ -451,19 +451,22 @@ def test_too_little_shared_memory_takes_fewer_stages(fitting):
 
     class Kernel:
         def __getitem__(self, grid):
-            def run(*args, num_warps, num_stages):
+            def run(*args, BLOCK, num_warps, num_stages):
                 asked.append(num_stages)
                 if num_stages > fitting:
                     raise OutOfResources(245760, 232448, "shared memory")
 
             return run
 
-    tile = config.Tile(64, 64, warps=4, stages=4)
+    monkeypatch.setattr(launch, "_stages", {})
+    tile, kernel = config.Tile(64, 64, warps=4, stages=4), Kernel()
     if fitting:
-        launch._launch(Kernel(), 1, tile)
+        launch._launch(kernel, 1, tile, BLOCK=64)
+        assert asked.pop() == fitting
+        launch._launch(kernel, 1, tile, BLOCK=64)  # goes straight to what fits
     else:
         with pytest.raises(OutOfResources):
-            launch._launch(Kernel(), 1, tile)
+            launch._launch(kernel, 1, tile, BLOCK=64)
     assert asked == list(range(tile.stages, max(fitting, 1) - 1, -1))
 
 
