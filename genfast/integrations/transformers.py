@@ -18,7 +18,7 @@ try:
     AttentionMaskInterface = masking_utils.AttentionMaskInterface
 except (ImportError, AttributeError) as error:
     raise ImportError(
-        "genfast.integrations.transformers needs transformers 4.56 or newer: pip install 'genfast[hf]'"
+        "genfast.integrations.transformers needs transformers 5.10 or newer: pip install 'genfast[hf]'"
     ) from error
 
 try:  # where a model's decorators collect what is asked of its layers
