@@ -169,9 +169,10 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
         packed[block] = 1.0f;
       }
       if (few) {
+        const Ahead ahead = {rows.data, rows.row_stride, in_place ? a.value_depth : 0};
         const char* const from = row_at(k, a.dtype, t.batch, unit.kv_head, row);
         with_type(a.dtype, [&](auto* type) {
-          few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), k.row, t, a.depth, tile);
+          few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), k.row, t, a.depth, ahead, tile);
         });
       } else {
         scores_product(a, t, own_keys, q, a.depth, tile, true);

@@ -192,13 +192,22 @@ GENFAST_NOINLINE void scores_product(const Attention& a, const Tile& t, const fl
   }
 }
 
+struct Ahead {  // rows in memory that will be read soon
+  const float* rows;
+  int64_t stride, count;  // of floats
+};
+
 // The same for few queries, rows of floats with zeros to whole vectors and to four rows, and keys as they lie: sums run
-// along the depth, so that nothing is packed and reading the keys sets the time.
+// along the depth, so that nothing is packed and reading the keys sets the time. Values are fetched meanwhile: their
+// product goes down columns, a cache line a row, which no hardware foresees.
 template <typename T>
 GENFAST_NOINLINE void few_scores(const float* queries, const T* x, int64_t x_stride, const Tile& t, int64_t depth,
-                                 float* tile) {
-  constexpr int64_t kRows = 4, kKeys = kWidth / kRows;  // kWidth sums at a time
+                                 const Ahead& values, float* tile) {
+  constexpr int64_t kRows = 4, kKeys = kWidth / kRows, kLine = 16;  // kWidth sums at a time; floats of a cache line
   for (int64_t j = 0; j < t.keys; j += kKeys) {
+    for (int64_t l = j; l < smaller(j + kKeys, t.keys); ++l) {
+      for (int64_t c = 0; c < values.count; c += kLine) __builtin_prefetch(values.rows + l * values.stride + c);
+    }
     for (int64_t i = 0; i < t.queries; i += kRows) {
       VecF sums[kWidth];
       for (int l = 0; l < kWidth; ++l) sums[l] = broadcast(0.0f);
