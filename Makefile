@@ -50,8 +50,8 @@ py-test: $(STAMPS)/test
 cpp-test: ## the C++ tests
 	if command -v cmake >/dev/null && cmake -P cmake/version.cmake 2>/dev/null; then \
 	  cmake -S . -B $(CPP_BUILD) -DGENFAST_CUDA=OFF -DGENFAST_CPP_TESTS=ON -DGENFAST_SANITIZE=$(SANITIZE) >/dev/null; \
-	  cmake --build $(CPP_BUILD) --parallel $$(getconf _NPROCESSORS_ONLN); \
-	  ctest --test-dir $(CPP_BUILD) --output-on-failure; \
+	  cmake --build $(CPP_BUILD) --target genfast_cpp_tests --parallel $$(getconf _NPROCESSORS_ONLN); \
+	  ctest --test-dir $(CPP_BUILD) --output-on-failure --parallel $$(getconf _NPROCESSORS_ONLN); \
 	else echo "cmake 3.24 or newer is not on the PATH: the C++ tests are skipped"; fi
 
 lint: $(STAMPS)/dev ## ruff, clang-format, mypy, yamllint
