@@ -1,5 +1,6 @@
 # make demo and make test need Python 3.10 or newer and a C++ compiler; nvcc on the PATH adds the CUDA kernels.
 #   make test TORCH=2.11.0   another torch       make test PYTHON=python3.12   another Python
+#   make test WORKERS=1      one pytest process, with torch's threads
 #   make cpp-test SANITIZE=ON                    GPU_PYTHON=...  make gpu-check: on a machine with a GPU
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,6 +23,8 @@ BUILD_INPUTS := CMakeLists.txt pyproject.toml tools/kernel_manifest.py \
 CXX_FILES = $(shell find csrc kernels tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CPP_BUILD := build/cpp$(if $(filter ON,$(SANITIZE)),-sanitize)
 PYTEST := $(PY) -m pytest -q
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8))) # each takes a gigabyte
+IN_PARALLEL := $(if $(filter-out 1,$(WORKERS)),-n $(strip $(WORKERS)) --dist loadgroup)
 
 .PHONY: help demo bench test py-test cpp-test lint format docs gpu-check clean
 
@@ -37,21 +40,22 @@ bench: $(STAMPS)/bench ## benchmarks on this machine
 test: $(STAMPS)/test cpp-test py-test ## every test that needs no GPU
 	@$(PY) -c "from genfast import _ledger; print('Kernels with no verified GPU run:', ', '.join(_ledger.pending()) or 'none')"
 
-# Each instruction set of this machine beside the best one runs the op tests again, but for those that choose theirs.
+# pytest-xdist's workers have a thread each, but for tests that choose a number. Each instruction set of this machine beside
+# the best one runs the op tests again, with two threads, but for those that choose theirs.
 # Triton's interpreter must be chosen before Triton is imported, hence its own process.
 py-test: $(STAMPS)/test
-	$(PYTEST) tests --ignore=tests/triton -m "not gpu"
+	$(PYTEST) $(IN_PARALLEL) tests --ignore=tests/triton -m "not gpu"
 	set -- $$($(PY) -c "from genfast._native import C; print(*[isa for isa in C.cpu_isas() if isa != C.cpu_isa()])"); \
-	for isa; do echo "GENFAST_CPU=$$isa"; GENFAST_CPU=$$isa $(PYTEST) tests/ops --ignore-glob="*/test_rbm_*" --ignore-glob="*/test_attention*" -m "not gpu and not slow"; done
+	for isa; do echo "GENFAST_CPU=$$isa"; GENFAST_CPU=$$isa OMP_NUM_THREADS=2 $(PYTEST) $(IN_PARALLEL) tests/ops --ignore-glob="*/test_rbm_*" --ignore-glob="*/test_attention*" -m "not gpu and not slow"; done
 	$(PYTEST) --doctest-modules --doctest-ignore-import-errors genfast # transformers and diffusers need Python 3.11
-	if $(PY) -c "import triton" 2>/dev/null; then TRITON_INTERPRET=1 $(PYTEST) tests/triton -m "not gpu and not exhaustive"; \
+	if $(PY) -c "import triton" 2>/dev/null; then TRITON_INTERPRET=1 $(PYTEST) $(IN_PARALLEL) tests/triton -m "not gpu and not exhaustive"; \
 	else echo "Triton is not installed: its tests are skipped"; fi
 
 cpp-test: ## the C++ tests
 	if command -v cmake >/dev/null && cmake -P cmake/version.cmake 2>/dev/null; then \
 	  cmake -S . -B $(CPP_BUILD) -DGENFAST_CUDA=OFF -DGENFAST_CPP_TESTS=ON -DGENFAST_SANITIZE=$(SANITIZE) >/dev/null; \
-	  cmake --build $(CPP_BUILD) --parallel $$(getconf _NPROCESSORS_ONLN); \
-	  ctest --test-dir $(CPP_BUILD) --output-on-failure; \
+	  cmake --build $(CPP_BUILD) --target genfast_cpp_tests --parallel $$(getconf _NPROCESSORS_ONLN); \
+	  ctest --test-dir $(CPP_BUILD) --output-on-failure --parallel $$(getconf _NPROCESSORS_ONLN); \
 	else echo "cmake 3.24 or newer is not on the PATH: the C++ tests are skipped"; fi
 
 lint: $(STAMPS)/dev ## ruff, clang-format, mypy, yamllint

@@ -57,6 +57,9 @@ function(genfast_add_cpu_kernels name)
     target_compile_definitions(${name}_${isa} PRIVATE GENFAST_ISA=${isa})
     target_compile_options(${name}_${isa} PRIVATE ${GENFAST_KERNEL_OPTIMIZATION} -fno-exceptions -fno-rtti
                                                   -Wno-unused-function ${flags_${isa}})
+    if(GENFAST_SANITIZE AND NOT isa STREQUAL baseline) # the same templates; these checks double the time of the build
+      target_compile_options(${name}_${isa} PRIVATE -fno-sanitize-address-use-after-scope)
+    endif()
     list(APPEND objects $<TARGET_OBJECTS:${name}_${isa}>)
   endforeach()
   set(${name}_OBJECTS ${objects} PARENT_SCOPE)

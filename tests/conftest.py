@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; OpenMP reads this when torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from genfast._native import C

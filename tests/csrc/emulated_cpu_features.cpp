@@ -1,4 +1,4 @@
-// Takes the place of csrc/common/cpu_features.cpp where the kernels for AVX-512 and AMX run in emulation.
+// Takes the place of csrc/common/cpu_features.cpp where kernels for AVX-512 or AMX run in emulation.
 #include <stdexcept>
 
 #include "common/cpu_features.h"
@@ -16,11 +16,15 @@ bool isa_available(Isa isa) {
 #if defined(GENFAST_WITH_AMX)
   if (isa == Isa::kAmx) return true;
 #endif
-  return isa == Isa::kBaseline || isa == Isa::kAvx512;
+  return isa != Isa::kAmx;
 }
 
 const char* isa_name(Isa isa) {
+#if defined(GENFAST_EMULATED_AVX512)
   constexpr const char* kNames[] = {"baseline", "avx2", "emulated avx512", "emulated amx"};
+#else
+  constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "emulated amx"};
+#endif
   return kNames[static_cast<int>(isa)];
 }
 

@@ -426,7 +426,6 @@ def test_signature():
         ({"scale": float("inf")}, ValueError, "scale"),
         ({"scale": "1"}, TypeError, "scale"),
     ],
-    ids=str,
 )
 def test_bad_arguments(change, error, match):
     q, k, v = qkv(BATCH, H)
