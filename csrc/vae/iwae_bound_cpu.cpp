@@ -22,15 +22,19 @@ struct LongSum {
 
 LongSum no_sum() { return {broadcast(0.0f), broadcast(0.0f)}; }
 
-// The largest log weight of each column; zero where it is infinite.
+// The largest log weight of each column, or NaN where there is one.
 template <typename T>
-VecF shift_of(const T* log_weights, const IwaeShape& shape, int64_t column, int64_t count) {
+VecF largest_of(const T* log_weights, const IwaeShape& shape, int64_t column, int64_t count) {
   VecF largest = broadcast(-kInfinity);
   for (int64_t k = 0; k < shape.samples; ++k) {
-    largest = max(load_upto(log_weights + k * shape.columns + column, count), largest);
+    const VecF x = load_upto(log_weights + k * shape.columns + column, count);
+    largest = select(either(is_nan(largest), is_nan(x)), largest + x, max(x, largest));
   }
-  return select(less(abs(largest), broadcast(kInfinity)), largest, broadcast(0.0f));
+  return largest;
 }
+
+// What is subtracted before the exponential: the largest, zero where it is infinite.
+VecF shift_of(VecF largest) { return select(less(abs(largest), broadcast(kInfinity)), largest, broadcast(0.0f)); }
 
 template <typename T>
 VecF weight(const T* log_weights, VecF shift, int64_t count) {
@@ -56,12 +60,11 @@ void forward(const IwaeForward& args, int64_t begin, int64_t end) {
   const VecF log_samples = log(broadcast(static_cast<float>(args.shape.samples)));
   for (int64_t column = begin; column < end; column += kWidth) {
     const int64_t count = end - column;
-    const VecF shift = shift_of(log_weights, args.shape, column, count);
+    const VecF largest = largest_of(log_weights, args.shape, column, count), shift = shift_of(largest);
     const VecF sum = sum_of(log_weights, args.shape, shift, column, count);
-    VecF value = shift + (log(sum) - log_samples);
-    value = select(less(sum, broadcast(0.5f)), broadcast(-kInfinity), value);
-    value = select(less(broadcast(3e38f), sum), broadcast(kInfinity), value);
-    store_upto(bound + column, value, count);
+    // Infinite log weights and NaN are the bound themselves; any other column has a sum of at least one.
+    const VecF value = shift + (log(sum) - log_samples);
+    store_upto(bound + column, select(less(abs(largest), broadcast(kInfinity)), value, largest), count);
   }
 }
 
@@ -73,7 +76,7 @@ void backward(const IwaeBackward& args, int64_t begin, int64_t end) {
   const int64_t columns = args.shape.columns;
   for (int64_t column = begin; column < end; column += kWidth) {
     const int64_t count = end - column;
-    const VecF shift = shift_of(log_weights, args.shape, column, count);
+    const VecF shift = shift_of(largest_of(log_weights, args.shape, column, count));
     const VecF inverse = inverse_of(sum_of(log_weights, args.shape, shift, column, count));
     const VecF grad = dbound == nullptr ? broadcast(1.0f) : load_upto(dbound + column, count);
     for (int64_t k = 0; k < args.shape.samples; ++k) {
@@ -91,7 +94,7 @@ void jvp(const IwaeJvp& args, int64_t begin, int64_t end) {
   const int64_t columns = args.shape.columns;
   for (int64_t column = begin; column < end; column += kWidth) {
     const int64_t count = end - column;
-    const VecF shift = shift_of(log_weights, args.shape, column, count);
+    const VecF shift = shift_of(largest_of(log_weights, args.shape, column, count));
     const VecF inverse = inverse_of(sum_of(log_weights, args.shape, shift, column, count));
     LongSum sum = no_sum();
     for (int64_t k = 0; k < args.shape.samples; ++k) {

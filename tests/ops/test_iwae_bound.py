@@ -24,7 +24,7 @@ def plain(log_weights):
 
 
 def relative(got, exact):
-    got, exact = got.double(), exact.double()
+    got, exact = got.detach().double(), exact.detach().double()
     return float((got - exact).norm() / exact.norm().clamp(min=1e-300)) if exact.numel() else 0.0
 
 
@@ -79,14 +79,16 @@ def test_weights_of_zero_and_extremes(isa, dtype):
     lost = torch.zeros(3, 40, dtype=dtype)
     lost[1, 7] = math.nan
     assert ops.iwae_bound(lost).isnan().nonzero().tolist() == [[7]]
-    lost[1, 7] = inf
+    lost[2, 7] = inf
+    assert ops.iwae_bound(lost).isnan().nonzero().tolist() == [[7]]
+    lost[1, 7] = 0.0
     assert ops.iwae_bound(lost)[7] == inf
 
 
 def test_many_samples_keep_their_digits(isa):
     log_weights = torch.randn(200_000, 2)
     exact = plain(log_weights.double())
-    assert (ops.iwae_bound(log_weights) - exact).abs().max() < 3e-7
+    assert (ops.iwae_bound(log_weights) - exact).abs().max() < 6e-7
 
 
 def test_strides_threads_and_fresh_memory(isa):
@@ -174,10 +176,12 @@ def by_hand(mu, logvar, decoder, log_likelihood, samples, gradient, cotangent):
     if gradient == "vae":
         value, weights = log_w.mean(0), torch.full_like(log_w, 1 / samples)
     else:
-        value, weights = plain(log_w), torch.softmax(log_w.detach(), 0)
-    to_decoder = torch.autograd.grad(log_w, parameters, weights * cotangent, retain_graph=True)
+        value, weights = plain(log_w), torch.softmax(log_w, 0)
+    if gradient == "dreg":
+        weights = weights.detach()
     factor = weights.square() if gradient == "dreg" else weights
-    return value, torch.autograd.grad(log_w, leaves, factor * cotangent), to_decoder
+    to_encoder = torch.autograd.grad(log_w, leaves, factor * cotangent, create_graph=True)
+    return value, to_encoder, torch.autograd.grad(log_w, parameters, weights * cotangent, create_graph=True)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 7])
@@ -221,25 +225,16 @@ def test_objectives_are_twice_differentiable(gradient):
 
 @pytest.mark.parametrize("gradient", ["stl", "dreg"])
 def test_second_derivatives_take_the_detached_as_constants(gradient):
-    """DReG with a hook on z, the usual way, and STL with detached parameters, both in plain torch."""
+    """The definitions differentiated by plain torch. (A hook on z would act in the second derivative too.)"""
     mu, logvar, decoder, log_likelihood = model()
-    results = []
-    for fused in (True, False):
-        if fused:
-            loss = -ops.iwae_objective(mu, logvar, log_likelihood, samples=3, gradient=gradient, seed=11).mean()
-        else:
-            z = ops.reparameterize(mu, logvar, samples=3, seed=11)
-            q = Normal(mu.detach(), torch.exp(0.5 * logvar).detach())
-            log_w = log_likelihood(z) + (Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
-            loss = -plain(log_w).mean()
-            if gradient == "dreg":
-                weights = torch.softmax(log_w, 0).detach()
-                z.register_hook(lambda g, weights=weights: g * weights.unsqueeze(-1))
-                loss = -(weights * log_w).sum(0).mean()
-        leaves = (mu, logvar, *decoder.parameters())
-        first = torch.autograd.grad(loss, leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        results.append((*first, *second))
+    leaves = (mu, logvar, *decoder.parameters())
+    cotangent = torch.tensor([1.0, -0.5, 0.0, 2.0], dtype=torch.float64)
+    bound = ops.iwae_objective(mu, logvar, log_likelihood, samples=3, gradient=gradient, seed=11)
+    first = torch.autograd.grad(bound, leaves, cotangent, create_graph=True)
+    _, to_encoder, to_decoder = by_hand(mu, logvar, decoder, log_likelihood, 3, gradient, cotangent)
+    results = [
+        (*g, *torch.autograd.grad(sum(x.square().sum() for x in g), leaves)) for g in (first, to_encoder + to_decoder)
+    ]
     torch.testing.assert_close(*results)
 
 
@@ -265,7 +260,7 @@ def test_dreg_refuses_forward_mode():
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", ["stl", "dreg"])
 def test_objectives_compile(gradient):
     mu, logvar, decoder, log_likelihood = model(torch.float32)
 
@@ -390,7 +385,8 @@ def linear_gaussian(batch=5, latent=3, width=4):
     exact = MultivariateNormal(torch.zeros(width, dtype=torch.float64), covariance).log_prob(x)
     precision = torch.eye(latent, dtype=torch.float64) + loadings.t() @ loadings / 0.25
     mu = x @ loadings / 0.25 @ precision.inverse()
-    logvar = torch.log(1.3 / precision.diagonal()).expand(batch, latent).contiguous()
+    widest = torch.linalg.eigvalsh(precision).amin().reciprocal()
+    logvar = torch.log(1.1 * widest).expand(batch, latent).contiguous()  # wider than the posterior: finite variances
 
     def log_weights(samples, seed):
         z, ratio = ops.reparameterize_log_ratio(mu, logvar, samples=samples, seed=seed)
@@ -426,8 +422,9 @@ def test_the_bound_rises_with_samples():
         bounds.append(ops.iwae_bound(whole.reshape(samples, -1, 5)).mean(0))
     bounds = torch.stack(bounds)
     assert (bounds.diff(dim=0) > 0).all()
-    assert (bounds[-1] < exact + 0.01).all()
-    assert (exact - bounds[-1] < 0.02).all()
+    error = whole.exp().std(0) / whole.exp().mean(0) / math.sqrt(8192)
+    assert ((bounds[-1] - exact).abs() < 4 * error).all()
+    assert (bounds[0] < exact - 10 * error).all()
 
 
 def test_log_likelihood_of_odd_weights():

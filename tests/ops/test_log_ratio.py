@@ -28,7 +28,7 @@ def inputs(shape, dtype=torch.float32, scale=1.0):
 
 
 def relative(got, exact):
-    got, exact = got.double(), exact.double()
+    got, exact = got.detach().double(), exact.detach().double()
     return float((got - exact).norm() / exact.norm().clamp(min=1e-300)) if exact.numel() else 0.0
 
 
