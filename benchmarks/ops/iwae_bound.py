@@ -109,5 +109,13 @@ def cases(settings: Settings) -> list[Case]:
     return found
 
 
-def run(settings: Settings) -> list[harness.Row]:
-    return harness.run_cases(cases(settings), settings)
+def run(settings: Settings, **options: Any) -> list[harness.Row]:
+    return harness.run_cases(cases, settings, "iwae_bound", **options)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from genfast.cli import app
+
+    app(["bench", "iwae_bound", *sys.argv[1:]])
