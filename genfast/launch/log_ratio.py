@@ -20,9 +20,7 @@ def _rows_and_event(mu: Tensor, event_dims: int) -> tuple[int, int]:
 
 def _outputs(mu: Tensor, samples: int, event_dims: int) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
-    return mu.new_empty((samples, *mu.shape)), mu.new_empty(
-        (samples, *mu.shape[: mu.dim() - event_dims]), dtype=dtype
-    )
+    return mu.new_empty((samples, *mu.shape)), mu.new_empty((samples, *mu.shape[: mu.dim() - event_dims]), dtype=dtype)
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

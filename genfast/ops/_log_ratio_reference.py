@@ -57,7 +57,7 @@ def reference_backward(
     grad = torch.zeros_like(eps) if dz is None else dz.to(dtype)
     if weights is not None:
         grad = grad * over_event(weights, event_dims)
-    to_mu, direct = 0.0, torch.zeros_like(wide_mu)
+    to_mu = direct = torch.zeros_like(wide_mu)
     if dratio is not None:
         r = over_event(dratio, event_dims)
         grad = (grad - r * wide_mu) - r * eps * root * root

@@ -215,7 +215,7 @@ _jvp_op.tie = _jvp
 
 
 class _Dreg(Formula):
-    """The bound; its normalized weights w, constants in every derivative, go squared to the ratio and plain to ``tap``."""
+    """The bound; its normalized weights w, constants in derivatives, go squared to the ratio and plain to ``tap``."""
 
     @staticmethod
     def forward(log_likelihood, log_ratio, tap):  # type: ignore[no-untyped-def]
@@ -287,8 +287,8 @@ def iwae_objective(
 ) -> Tensor:
     """The objective of importance-weighted training, for each example; maximize its mean.
 
-    Draws ``samples`` codes z from q(z|x) = N(mu, e^logvar), asks ``log_likelihood`` for log p(x|z) and returns the bound
-    of the weights p(x|z) N(z; 0, 1) / q(z|x). ``gradient`` says how it is differentiated, w_k being the weights
+    Draws ``samples`` codes z from q(z|x) = N(mu, e^logvar), asks ``log_likelihood`` for log p(x|z) and returns the
+    bound of the weights p(x|z) N(z; 0, 1) / q(z|x). ``gradient`` says how it is differentiated, w_k being the weights
     normalized to sum to one:
 
     - ``"iwae"``: exactly (Burda et al. 2016).

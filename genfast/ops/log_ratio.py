@@ -10,9 +10,12 @@ from genfast import random
 from genfast._checks import check_count, check_float_tensor, check_same, check_seed
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import log_ratio as native
-from genfast.ops import reparameterize as gaussian
 from genfast.ops._log_ratio_reference import reference, reference_backward, reference_jvp, sum_event
 from genfast.ops._reparameterize_reference import batch_shape, kl_dtype, over_event
+from genfast.ops.reparameterize import _backward as _gaussian_backward
+from genfast.ops.reparameterize import _call as _gaussian
+from genfast.ops.reparameterize import _event_dims, _prepare
+from genfast.ops.reparameterize import _jvp as _gaussian_jvp
 
 __all__ = ["reference", "reparameterize_log_ratio"]
 
@@ -120,21 +123,21 @@ def _hessian(a: Tensor, b: Tensor, dz: Tensor | None, r: Tensor | None, saved: t
     to_logvar: Any = 0.0
     if r is not None:
         rows = over_event(r, event_dims)
-        z = gaussian._call(m, v, *rest, True, False)
-        moved = gaussian._jvp(a, b, m, v, *rest, True, False)
+        z = _gaussian(m, v, *rest, True, False)
+        moved = _gaussian_jvp(a, b, m, v, *rest, True, False)
         if path:
             fixed = v.detach()
-            standardized = gaussian._call(torch.zeros_like(m), -fixed, *rest, True, False).detach()
+            standardized = _gaussian(torch.zeros_like(m), -fixed, *rest, True, False).detach()
             slope = torch.exp(-fixed)
             along = along + rows * (standardized + (z - z.detach()) * slope - z)
             curved = rows * moved * (slope - 1.0)
         else:
             along = along - rows * z
             curved = -rows * moved
-        to_mu, to_logvar = gaussian._backward(curved, None, m, v, *rest, True)
+        to_mu, to_logvar = _gaussian_backward(curved, None, m, v, *rest, True)
         to_mu = to_mu.to(mu.dtype)
     if dz is not None or r is not None:
-        to_logvar = to_logvar + 0.5 * b * gaussian._backward(along, None, m, v, *rest, False)
+        to_logvar = to_logvar + 0.5 * b * _gaussian_backward(along, None, m, v, *rest, False)
     return to_mu, to_logvar.to(mu.dtype)
 
 
@@ -243,12 +246,9 @@ class _Jvp(Formula):
         wide = kl_dtype(mu.dtype)
         rest = (seed, samples, offset, 0, True, False)
         m, v = mu.to(wide), logvar.to(wide)
-        moved = gaussian._jvp(a.to(wide), b.to(wide), m, v, *rest)
-        change = gaussian._jvp(da.to(wide), db.to(wide), m, v, *rest)
-        if path:
-            bent = moved * change * (torch.exp(-v.detach()) - 1.0)
-        else:
-            bent = -moved * change - 0.25 * mixed.to(wide)
+        moved = _gaussian_jvp(a.to(wide), b.to(wide), m, v, *rest)
+        change = _gaussian_jvp(da.to(wide), db.to(wide), m, v, *rest)
+        bent = moved * change * (torch.exp(-v.detach()) - 1.0) if path else -moved * change - 0.25 * mixed.to(wide)
         return z, ratio + sum_event(bent, event_dims)
 
 
@@ -275,10 +275,10 @@ def prepare(
     op: str, mu: Any, logvar: Any, samples: Any, offset: Any, event_dims: Any
 ) -> tuple[Tensor, Tensor, int, int, int]:
     """The checked arguments."""
-    mu, logvar = gaussian._prepare(op, mu, logvar)
+    mu, logvar = _prepare(op, mu, logvar)
     samples = check_count(op, "samples", samples, 1, 2**32)
     offset = check_count(op, "offset", offset, 0, 2**62)
-    return mu, logvar, samples, offset, gaussian._event_dims(op, mu, event_dims)
+    return mu, logvar, samples, offset, _event_dims(op, mu, event_dims)
 
 
 def reparameterize_log_ratio(
@@ -291,11 +291,10 @@ def reparameterize_log_ratio(
     event_dims: int | None = None,
     path_derivative: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draws K samples z ~ q = N(mu, e^logvar) with log N(z; 0, 1) - log q(z), in one pass that repeats and stores nothing.
+    """Draws K samples z ~ q = N(mu, e^logvar) with log N(z; 0, 1) - log q(z), in one pass; no noise is stored.
 
     The samples are those of ``reparameterize`` with the same seed, bit for bit. The ratio plus log p(x|z) is the log
-    weight that ``iwae_bound`` takes; ``iwae_objective`` puts them together. Rows run in parallel, and so do samples; the
-    elements of one row do not.
+    weight that ``iwae_bound`` takes; ``iwae_objective`` puts them together.
 
     Args:
         mu: mean, any shape; float32, float64, bfloat16 or float16.

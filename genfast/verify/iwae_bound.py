@@ -94,7 +94,7 @@ def second_order(c: Context) -> None:
         got = torch.autograd.grad(first, (log_weights, dbound), w)
         wide, cotangent = (t.requires_grad_() for t in _cpu(log_weights, dbound))
         (first,) = torch.autograd.grad(torch.logsumexp(wide, 0), wide, cotangent, create_graph=True)
-        exact = torch.autograd.grad(first, (wide, cotangent), *_cpu(w))
+        exact = torch.autograd.grad(first, (wide, cotangent), _cpu(w)[0])
         for name, left, right in zip(("log_weights", "dbound"), got, exact, strict=True):
             c.compare_norm(f"second derivative, of {name}", left, right, where=f"{shape} {dtype}")
         c.ran(dtype, shape, "double backward")

@@ -53,10 +53,13 @@ class _Exact:
         self.z_scale = self.mu.abs() + self.sigma * self.reach
         self.ratio_scale = _sum(self.reach.square() + self.logvar.abs() + self.z_scale.square(), event_dims)
 
-    def gradients(self, dz: Tensor, r: Tensor, w: Tensor | None, path: bool) -> tuple[tuple[Tensor, Tensor], ...]:
-        """((dmu, its scale), (dlogvar, its scale))."""
+    def gradients(
+        self, cotangents: tuple[Tensor, Tensor, Tensor | None], path: bool
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """((dmu, its scale), (dlogvar, its scale)) of cotangents of z and the ratio, and weights of z's."""
+        (dz, r), w = _cpu(*cotangents[:2]), cotangents[2]
         rows = _rows(r, self.event_dims)
-        dz = dz if w is None else dz * _rows(w, self.event_dims)
+        dz = dz if w is None else dz * _rows(_cpu(w)[0], self.event_dims)
         g, g_scale = dz - rows * self.z, dz.abs() + rows.abs() * self.z_scale
         score = rows * self.eps * torch.exp(-0.5 * self.logvar) if path else torch.zeros_like(g)
         score_scale = (rows * self.reach * torch.exp(-0.5 * self.logvar)).abs() if path else score
@@ -68,8 +71,9 @@ class _Exact:
             (0.5 * (along + direct).sum(0), 0.5 * (along_scale + direct_scale).sum(0)),
         )
 
-    def tangents(self, a: Tensor, b: Tensor, path: bool) -> tuple[tuple[Tensor, Tensor], ...]:
-        """((z', its scale), (ratio', its scale))."""
+    def tangents(self, of: tuple[Tensor, Tensor], path: bool) -> tuple[tuple[Tensor, Tensor], ...]:
+        """((z', its scale), (ratio', its scale)) for tangents of mu and logvar."""
+        a, b = _cpu(*of)
         moved = a + 0.5 * b * self.eps * self.sigma
         scale = a.abs() + 0.5 * b.abs() * self.reach * self.sigma
         inverse = torch.exp(-0.5 * self.logvar)
@@ -98,24 +102,22 @@ def _check_all(
         dz = c.normal(*z.shape, dtype=mu.dtype, scale=scale)
         r = c.normal(*ratio.shape, dtype=_wide(mu.dtype), scale=scale)
         got = torch.autograd.grad((z, ratio), (a, b), (dz, r), retain_graph=True)
-        for name, value, (want, size) in zip(
-            ("mu", "logvar"), got, exact.gradients(*_cpu(dz, r), None, path), strict=True
-        ):
+        for name, value, (want, size) in zip(("mu", "logvar"), got, exact.gradients((dz, r, None), path), strict=True):
             c.compare(f"gradient of {name}", value, want, size, headroom=4.0, where=where)
         w = c.normal(*ratio.shape, dtype=_wide(mu.dtype)).abs()
         tensor_seed = random.as_seed(seed, mu.device)
         weighted = raw._backward_op(dz, r, w, mu, logvar, tensor_seed, samples, offset, event_dims, path)
         for name, value, (want, size) in zip(
-            ("mu", "logvar"), weighted, exact.gradients(*_cpu(dz, r, w), path), strict=True
+            ("mu", "logvar"), weighted, exact.gradients((dz, r, w), path), strict=True
         ):
             c.compare(f"weighted gradient of {name}", value, want, size, headroom=4.0, where=where)
     if "jvp" in parts:
         tangents = c.normal(*mu.shape, dtype=mu.dtype, scale=scale), c.normal(*mu.shape, dtype=mu.dtype, scale=scale)
         call = lambda m, v: ops.reparameterize_log_ratio(m, v, **options, path_derivative=path)  # noqa: E731
-        got = torch.func.jvp(call, (mu, logvar), tangents)[1]
-        want = exact.tangents(*_cpu(*tangents), path)
-        c.compare("tangent of z", got[0], *want[0], headroom=4.0, where=where)
-        c.compare("tangent of the ratio", got[1], *want[1], bound=_bound(mu.dtype), headroom=4.0, where=where)
+        moved = torch.func.jvp(call, (mu, logvar), tangents)[1]
+        tangent = exact.tangents(tangents, path)
+        c.compare("tangent of z", moved[0], *tangent[0], headroom=4.0, where=where)
+        c.compare("tangent of the ratio", moved[1], *tangent[1], bound=_bound(mu.dtype), headroom=4.0, where=where)
     c.ran(mu.dtype, tuple(mu.shape), f"samples={samples}", f"offset%4={offset % 4}", f"path={path}", *parts)
 
 

@@ -119,9 +119,7 @@ def forward(log_weights: torch.Tensor, bound: torch.Tensor, sizes: tuple[int, in
     forward_kernel[grid](log_weights, bound, *sizes, num_warps=WARPS, **tile)
 
 
-def backward(
-    dbound: torch.Tensor | None, log_weights: torch.Tensor, out: torch.Tensor, sizes: tuple[int, int]
-) -> None:
+def backward(dbound: torch.Tensor | None, log_weights: torch.Tensor, out: torch.Tensor, sizes: tuple[int, int]) -> None:
     """Fills the gradient [samples, columns]."""
     if sizes[1] == 0:
         return

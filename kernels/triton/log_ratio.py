@@ -5,13 +5,13 @@
     jvp       z' = mu' + eps sigma logvar' / 2                      ratio' = sum (logvar' / 2 - z z')
 
 With PATH, log q's mean and variance are constants: dmu gains sum_k r eps / sigma, r eps^2 takes the place of r in
-dlogvar, and ratio' = sum (eps / sigma - z) z'. Tiles, noise and the factored sigma = s s are those of reparameterize.py.
+dlogvar, and ratio' = sum (eps / sigma - z) z'. Tiles, noise and sigma = s s are those of reparameterize.py.
 
 Floor: the bytes of z, K times an element of mu: fp32 forward writes 4, backward reads 4.
 
 Tiling: a program owns R rows x G groups of four neighbours, as in reparameterize.py. Forward and jvp split the samples
-over the second axis of the grid; the backward adds them in a program, whose tile is smaller where there are few rows.
-Rows longer than a tile give partial sums [samples, rows, chunks], added by torch: no atomics, the same result every run.
+over the second axis of the grid; the backward adds them in a program, whose tile is smaller for small tensors.
+Rows longer than a tile give partial sums [samples, rows, chunks], added by torch: no atomics, always the same result.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from genfast.kernels.triton.reparameterize import (
     _tile,
 )
 
+GRADIENT_GROUPS = TILE_GROUPS // 2  # the backward and the jvp hold more tiles in registers
 PROGRAMS = 1024  # enough to fill a GPU several times over
 
 
@@ -183,10 +184,7 @@ def jvp_kernel(
         half = (logvar_tangent * 0.5) * eps
         bracket = ((eps * half) * s) * s + (mu * half + eps * mu_tangent)
         product = (bracket * s) * s + mu * mu_tangent
-        if PATH:
-            terms = (((eps * mu_tangent) * inverse) * inverse + eps * half) - product
-        else:
-            terms = logvar_tangent * 0.5 - product
+        terms = eps * mu_tangent * inverse * inverse + eps * half - product if PATH else logvar_tangent * 0.5 - product
         _store_row(ratio_ptr, k, row, rows, chunks, terms, mask)
 
 
@@ -242,7 +240,7 @@ def backward(
     """Fills dmu and dlogvar."""
     if mu.numel() == 0:
         return
-    limit = TILE_GROUPS
+    limit = GRADIENT_GROUPS
     (rows, event, chunks), tile, programs = _plan(mu.numel(), sizes[1], offset, True, limit)
     while programs < PROGRAMS and limit > 64:
         limit //= 2
@@ -271,7 +269,7 @@ def jvp(
     """Fills the tangent of z and returns that of the ratio."""
     if mu.numel() == 0:
         return ratio.zero_()
-    (rows, event, chunks), tile, programs = _plan(mu.numel(), sizes[1], offset, True)
+    (rows, event, chunks), tile, programs = _plan(mu.numel(), sizes[1], offset, True, GRADIENT_GROUPS)
     grid, share = _shared(programs, samples)
     seed_value, seed_pointer = _seed_argument(seed)
     sums = _sums(ratio, chunks)
@@ -289,9 +287,12 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
         ("backward", backward_kernel, ("dratio_ptr", "weights_ptr"), ("HAS_DZ", "HAS_DRATIO", "HAS_WEIGHTS", "PATH")),
         ("jvp", jvp_kernel, ("ratio_ptr",), ("PATH",)),
     )
-    tiles = (("aligned", {"ALIGNED": True, "R": 1, "G": 512}), ("odd", {"ALIGNED": False, "R": 16, "G": 16}))
     for name, kernel, floats, flags in kernels:
-        names = kernel.arg_names
+        names, groups = kernel.arg_names, TILE_GROUPS if name == "forward" else GRADIENT_GROUPS
+        tiles = (
+            ("aligned", {"ALIGNED": True, "R": 1, "G": groups}),
+            ("odd", {"ALIGNED": False, "R": groups // 32, "G": 16}),
+        )
         for dtype, path, (tile_name, tile) in (
             ("fp32", True, tiles[0]), ("fp32", False, tiles[1]), ("bf16", False, tiles[0]), ("fp16", True, tiles[1]),
         ):  # fmt: skip

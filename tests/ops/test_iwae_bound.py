@@ -214,7 +214,7 @@ def test_estimators_in_lower_precision(gradient, dtype):
 
 @pytest.mark.parametrize("gradient", ["iwae", "vae"])
 def test_objectives_are_twice_differentiable(gradient):
-    mu, logvar, decoder, log_likelihood = model(batch=2, latent=1, width=2)
+    mu, logvar, _decoder, log_likelihood = model(batch=2, latent=1, width=2)
 
     def function(m, v):
         return ops.iwae_objective(m, v, log_likelihood, samples=2, gradient=gradient, seed=3)
@@ -275,7 +275,7 @@ def test_objectives_compile(gradient):
 
 
 def test_objective_under_autocast():
-    mu, logvar, decoder, log_likelihood = model(torch.float32)
+    mu, logvar, _decoder, log_likelihood = model(torch.float32)
     exact = ops.iwae_objective(mu, logvar, log_likelihood, samples=4, gradient="dreg", seed=2)
     with torch.autocast("cpu", torch.bfloat16):
         bound = ops.iwae_objective(mu, logvar.bfloat16(), log_likelihood, samples=4, gradient="dreg", seed=2)
@@ -365,7 +365,9 @@ def test_no_variance_at_the_exact_posterior(samples):
     logvar = torch.full((1000, 1), math.log(variance), dtype=torch.float64, requires_grad=True)
     exact = Normal(0.0, math.sqrt(THETA**2 + NOISE**2)).log_prob(torch.tensor(X, dtype=torch.float64))
     for gradient in GRADIENTS:
-        bound = ops.iwae_objective(mu, logvar, lambda z: log_p(z, THETA).squeeze(-1), samples=samples, gradient=gradient)
+        bound = ops.iwae_objective(
+            mu, logvar, lambda z: log_p(z, THETA).squeeze(-1), samples=samples, gradient=gradient
+        )
         torch.testing.assert_close(bound, exact.expand(1000))
         gradients = torch.cat(torch.autograd.grad(bound.sum(), (mu, logvar)), 1)
         if gradient in ("stl", "dreg"):

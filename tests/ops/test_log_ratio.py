@@ -87,9 +87,7 @@ def test_half_precision_loses_only_the_rounding_of_its_tensors(isa, dtype):
     dz, dratio = torch.randn_like(z), torch.randn_like(ratio)
     got = torch.autograd.grad(ops.reparameterize_log_ratio(*leaves, samples=3, seed=9), leaves, (dz, dratio))
     wide = [t.double().requires_grad_() for t in (mu, logvar)]
-    exact = torch.autograd.grad(
-        reference(*wide, torch.tensor(9), 3, 0, 1), wide, (dz.double(), dratio.double())
-    )
+    exact = torch.autograd.grad(reference(*wide, torch.tensor(9), 3, 0, 1), wide, (dz.double(), dratio.double()))
     for g, e in zip(got, exact, strict=True):
         assert g.dtype == dtype
         assert relative(g, e) < torch.finfo(dtype).eps / 2
@@ -249,7 +247,7 @@ def test_transforms_match_the_formula(name, path):
 
 def test_path_second_derivatives_equal_those_of_torch_distributions():
     mu, logvar = (t.requires_grad_() for t in inputs((4, 3), torch.float64))
-    z, ratio = ops.reparameterize_log_ratio(mu, logvar, samples=2, seed=3, path_derivative=True)
+    _z, ratio = ops.reparameterize_log_ratio(mu, logvar, samples=2, seed=3, path_derivative=True)
     other = ops.reparameterize(mu, logvar, samples=2, seed=3)
     q = Normal(mu.detach(), torch.exp(0.5 * logvar).detach())
     exact = (Normal(0.0, 1.0).log_prob(other) - q.log_prob(other)).sum(-1)
