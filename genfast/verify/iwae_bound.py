@@ -19,6 +19,8 @@ def _shapes(c: Context) -> tuple[tuple[int, ...], ...]:
     small = ((1, 1), (2, 3), (5, 17), (50, 40), (700, 3), (4,), (3, 2, 5))
     if c.size_class == "tiny":
         return small[:4]
+    if c.size_class == "small":
+        return (*small, (50, 130), (1100, 2), (1, 4099))
     return (*small, (50, 1000), (5000, 1), (5000, 33), (1, 4099), (33, 70001))
 
 

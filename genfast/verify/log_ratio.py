@@ -131,7 +131,7 @@ def _cases(c: Context, stride: int = 1) -> Iterator[tuple[torch.dtype, int, int,
         for dtype in c.dtypes_of(index):
             turn += 1
             offset = (0, 4, 2**32 + 8)[turn % 3] if event % 4 == 0 and turn % 2 else OFFSETS[turn % len(OFFSETS)]
-            yield dtype, rows, event, SAMPLES[turn % 5 % 3], offset, turn % 3 == 0
+            yield dtype, rows, event, SAMPLES[turn % 5 % 3], offset, turn % 2 == 0
 
 
 def forward(c: Context) -> None:
