@@ -1,5 +1,5 @@
 // Reparameterized Gaussian samples and their log density ratios to N(0, 1), in one pass; formulas in
-// docs/kernels/iwae_bound.md.
+// docs/kernels/log_ratio.md.
 //
 //   forward   z = mu + sigma eps          ratio = log N(z; 0, 1) - log N(z; mu, sigma^2) = sum_event (eps^2 + logvar -
 //   z^2) / 2 backward  g = w dz - r z              dmu = sum_k g        dlogvar = sum_k (g eps sigma + r) / 2 jvp z' =

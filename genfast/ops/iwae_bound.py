@@ -394,6 +394,7 @@ def importance_log_likelihood(log_weights: Tensor | Iterable[Tensor]) -> Importa
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, section 5.
 
     Examples:
+        >>> from genfast.ops import reparameterize_log_ratio
         >>> mu, logvar = torch.zeros(3, 2), torch.full((3, 2), 0.1)
         >>> chunks = (reparameterize_log_ratio(mu, logvar, samples=500, seed=i)[1] for i in range(4))
         >>> estimate = importance_log_likelihood(chunks)  # of log 1

@@ -1,4 +1,4 @@
-"""Gaussian samples with their log density ratios to N(0, 1); docs/kernels/iwae_bound.md has the mathematics."""
+"""Gaussian samples with their log density ratios to N(0, 1); docs/kernels/log_ratio.md has the mathematics."""
 
 from __future__ import annotations
 
