@@ -14,7 +14,7 @@ from rich.table import Table
 __all__ = ["app"]
 
 BENCHMARKS = (
-    "reparameterize_kl", "bernoulli_sample", "rotary", "attention", "attention_gpt", "attention_varlen",
+    "reparameterize_kl", "iwae_bound", "bernoulli_sample", "rotary", "attention", "attention_gpt", "attention_varlen",
     "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm", "overhead",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request

@@ -13,6 +13,8 @@ import torch
 
 from genfast import _dispatch, _ledger, ops
 from genfast.launch import bernoulli_sample as bernoulli_launch
+from genfast.launch import iwae_bound as iwae_launch
+from genfast.launch import log_ratio as log_ratio_launch
 from genfast.launch import reparameterize as reparameterize_launch
 from genfast.launch import rotary as rotary_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
@@ -20,7 +22,7 @@ from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, ch
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
-STEMS = ("reparameterize", "bernoulli_sample", *RBM, "rotary", *ATTENTION)
+STEMS = ("reparameterize", "log_ratio", "iwae_bound", "bernoulli_sample", *RBM, "rotary", *ATTENTION)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -37,7 +39,8 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        "for op in ('reparameterize', 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION):\n"
+        "for op in ('reparameterize', 'log_ratio', 'iwae_bound', 'bernoulli_sample', 'rbm_free_energy', 'rotary',\n"
+        "           *ATTENTION):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"
@@ -118,6 +121,59 @@ def test_element_left_out_is_found(monkeypatch):
 
     _broken(monkeypatch, _module("reparameterize")._forward_op, reparameterize_launch, "cpp_forward", wrong)
     assert _fails("reparameterize-forward") == ["reparameterize-forward"]
+
+
+LOG_RATIO_MISTAKES = {
+    "noise redrawn in backward": (
+        "backward",
+        lambda right, *args: right(*args[:5], args[5] + 1, *args[6:]),
+        ["gradients", "layouts", "samples", "extremes"],
+    ),
+    "path derivative ignored": (
+        "backward",
+        lambda right, *args: right(*args[:-1], False),
+        ["gradients", "layouts", "extremes"],
+    ),
+    "weights of z ignored": (
+        "backward",
+        lambda right, *args: right(*args[:2], None, *args[3:]),
+        ["gradients", "layouts", "samples", "extremes"],
+    ),
+    "ratio of the wrong sign": (
+        "forward",
+        lambda right, *args: (right(*args)[0], -right(*args)[1]),
+        ["forward", "layouts", "samples", "extremes"],
+    ),
+    "tangent without the path": (
+        "jvp",
+        lambda right, *args: right(*args[:-1], False),
+        ["jvp", "layouts", "extremes"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", LOG_RATIO_MISTAKES)
+def test_a_wrong_log_ratio_is_found(monkeypatch, mistake):
+    name, wrong, found = LOG_RATIO_MISTAKES[mistake]
+    _broken(monkeypatch, getattr(_module("log_ratio"), f"_{name}_op"), log_ratio_launch, f"cpp_{name}", wrong)
+    names = [f"log_ratio-{check}" for check in found]
+    assert _fails(*names) == names
+
+
+def test_a_wrong_bound_is_found(monkeypatch):
+    module = _module("iwae_bound")
+    with monkeypatch.context() as patch:
+        _broken(patch, module._forward_op, iwae_launch, "cpp_forward", lambda right, x: right(x) + 1e-4)
+        names = [f"iwae_bound-{name}" for name in ("forward", "extremes", "layouts")]
+        assert _fails(*names) == names
+    for wrong in (
+        lambda right, dbound, x: right(None, x),  # the cotangent ignored
+        lambda right, dbound, x: right(dbound, x) * right(None, x),  # the weights squared
+    ):
+        with monkeypatch.context() as patch:
+            _broken(patch, module._backward_op, iwae_launch, "cpp_backward", wrong)
+            names = ["iwae_bound-gradients", "iwae_bound-second order"]
+            assert _fails(*names) == names
 
 
 def test_one_bit_of_a_uniform_is_found(monkeypatch):

@@ -1,4 +1,6 @@
 #include "bindings.h"
+#include "vae/iwae_bound.h"
+#include "vae/log_ratio.h"
 #include "vae/reparameterize.h"
 
 namespace genfast {
@@ -39,6 +41,65 @@ void bind_vae(pybind11::module_& cpu) {
         cpu::reparameterize_jvp({shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar),
                                  pointer(mu_tangent), pointer(logvar_tangent), pointer(z_tangent), pointer(kl_tangent)},
                                 static_cast<int>(execution));
+      },
+      Release());
+  cpu.def(
+      "log_ratio_forward",
+      [](int dtype, uintptr_t mu, uintptr_t logvar, uintptr_t z, uintptr_t ratio, int64_t rows, int64_t event,
+         int64_t samples, int64_t offset, uint64_t seed, int64_t threads) {
+        cpu::log_ratio_forward({shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar),
+                                pointer(z), pointer(ratio)},
+                               static_cast<int>(threads));
+      },
+      Release());
+  cpu.def(
+      "log_ratio_backward",
+      [](int dtype, uintptr_t mu, uintptr_t logvar, uintptr_t dz, uintptr_t dratio, uintptr_t weights, uintptr_t dmu,
+         uintptr_t dlogvar, int64_t rows, int64_t event, int64_t samples, int64_t offset, uint64_t seed, bool path,
+         int64_t threads) {
+        cpu::log_ratio_backward({shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar),
+                                 pointer(dz), pointer(dratio), pointer(weights), pointer(dmu), pointer(dlogvar), path},
+                                static_cast<int>(threads));
+      },
+      Release());
+  cpu.def(
+      "log_ratio_jvp",
+      [](int dtype, uintptr_t mu, uintptr_t logvar, uintptr_t mu_tangent, uintptr_t logvar_tangent, uintptr_t z_tangent,
+         uintptr_t ratio_tangent, int64_t rows, int64_t event, int64_t samples, int64_t offset, uint64_t seed,
+         bool path, int64_t threads) {
+        cpu::log_ratio_jvp(
+            {shape_of(dtype, rows, event, samples, offset, seed), pointer(mu), pointer(logvar), pointer(mu_tangent),
+             pointer(logvar_tangent), pointer(z_tangent), pointer(ratio_tangent), path},
+            static_cast<int>(threads));
+      },
+      Release());
+  cpu.def(
+      "iwae_bound_forward",
+      [](int dtype, uintptr_t log_weights, uintptr_t bound, int64_t samples, int64_t columns, int64_t threads) {
+        cpu::iwae_bound_forward({{static_cast<DType>(dtype), samples, columns}, pointer(log_weights), pointer(bound)},
+                                static_cast<int>(threads));
+      },
+      Release());
+  cpu.def(
+      "iwae_bound_backward",
+      [](int dtype, uintptr_t dbound, uintptr_t log_weights, uintptr_t dlog_weights, int64_t samples, int64_t columns,
+         int64_t threads) {
+        cpu::iwae_bound_backward({{static_cast<DType>(dtype), samples, columns},
+                                  pointer(dbound),
+                                  pointer(log_weights),
+                                  pointer(dlog_weights)},
+                                 static_cast<int>(threads));
+      },
+      Release());
+  cpu.def(
+      "iwae_bound_jvp",
+      [](int dtype, uintptr_t tangent, uintptr_t log_weights, uintptr_t bound_tangent, int64_t samples, int64_t columns,
+         int64_t threads) {
+        cpu::iwae_bound_jvp({{static_cast<DType>(dtype), samples, columns},
+                             pointer(tangent),
+                             pointer(log_weights),
+                             pointer(bound_tangent)},
+                            static_cast<int>(threads));
       },
       Release());
 }

@@ -1,7 +1,5 @@
 // reparameterize for float64: plain loops and the C library, for gradcheck and for those who need the digits.
-#include <cmath>
-
-#include "common/philox.h"
+#include "vae/gaussian_double.h"
 #include "vae/reparameterize_cpu.h"
 #include "vae/row_sums.h"
 
@@ -9,9 +7,6 @@ namespace genfast {
 namespace {
 
 constexpr double kLargeLogvar = 40.0;  // from here e^x - 1 is e^x in float64
-
-// NaN stays NaN, as fmin would not let it.
-double root_of(double logvar) { return std::exp(logvar * 0.25 > 709.0 ? 709.0 : logvar * 0.25); }
 
 // (e^x - 1 - x) / 2.
 double half_expm1_minus(double x) {
@@ -29,19 +24,6 @@ double half_row_expm1(double row, double logvar, double root) {
   if (logvar > kLargeLogvar) return 0.5 * row * root * root * root * root;
   return 0.5 * row * std::expm1(logvar);
 }
-
-double normal(const ReparameterizeShape& shape, int64_t k, int64_t position) {
-  const uint64_t index = static_cast<uint64_t>(shape.offset + position);
-  const philox::Words words =
-      philox::tensor_words(index >> 2, static_cast<uint32_t>(k), philox::kTensorNormal, shape.seed);
-  const int pair = static_cast<int>(index & 2);
-  const double radius = std::sqrt(-2.0 * std::log((words.w[pair] + 1.0) * 0x1p-32));
-  const double angle = words.w[pair + 1] * (6.283185307179586476925286766559 * 0x1p-32);
-  return radius * ((index & 1) ? std::sin(angle) : std::cos(angle));
-}
-
-const double* doubles(const void* p) { return static_cast<const double*>(p); }
-double* doubles(void* p) { return static_cast<double*>(p); }
 
 }  // namespace
 

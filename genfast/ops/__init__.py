@@ -5,6 +5,8 @@ from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
+from genfast.ops.log_ratio import reparameterize_log_ratio
 from genfast.ops.merge_attention import merge_attention
 from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
@@ -22,6 +24,7 @@ __all__ = [
     "AISBracket",
     "AISResult",
     "GibbsResult",
+    "ImportanceEstimate",
     "RBMGradients",
     "RBMUpdate",
     "T5Bias",
@@ -34,6 +37,9 @@ __all__ = [
     "attention_varlen",
     "bernoulli_sample",
     "gaussian_kl",
+    "importance_log_likelihood",
+    "iwae_bound",
+    "iwae_objective",
     "joint_energy",
     "merge_attention",
     "pack_bits",
@@ -48,6 +54,7 @@ __all__ = [
     "rbm_tempering",
     "reparameterize",
     "reparameterize_kl",
+    "reparameterize_log_ratio",
     "rotary",
     "unpack_bits",
 ]

@@ -207,13 +207,15 @@ def jvp_kernel(
             _store(z_ptr + k * stride, base, lane, mask, (((eps * 0.0625 * logvar_tangent) * s) * s) * 8.0 + mu_tangent)
 
 
-def _plan(numel: int, event: int, offset: int, per_row: bool) -> tuple[tuple[int, ...], dict[str, Any], int]:
+def _plan(
+    numel: int, event: int, offset: int, per_row: bool, limit: int = TILE_GROUPS
+) -> tuple[tuple[int, ...], dict[str, Any], int]:
     """(rows, event, chunks), constexprs and the number of programs; one long row where rows do not matter."""
     rows = numel // event if per_row else 1
     event = event if per_row else numel
     aligned = event % 4 == 0 and offset % 4 == 0
     groups = event // 4 if aligned else (event + 6) // 4  # a row may begin and end inside a group
-    tile_groups = TILE_GROUPS if aligned else TILE_GROUPS // 2  # masks and scalar accesses cost registers
+    tile_groups = limit if aligned else limit // 2  # masks and scalar accesses cost registers
     g = min(tile_groups, triton.next_power_of_2(groups))
     r = min(tile_groups // g, triton.next_power_of_2(rows))
     chunks = triton.cdiv(groups, g)

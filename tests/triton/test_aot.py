@@ -15,7 +15,7 @@ import sys
 import pytest
 
 pytest.importorskip("triton")
-MODULES = ("reparameterize", "bernoulli_sample")
+MODULES = ("reparameterize", "log_ratio", "iwae_bound", "bernoulli_sample")
 # Run by the subprocess: compile one module's variants and print, per label, registers, stack and instructions.
 PROGRAM = """
 import importlib, json, pathlib, re, subprocess, sys, tempfile
