@@ -17,9 +17,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def nearest_cpp(
     z: Tensor, codebook: Tensor, want_distances: bool, want_codes: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
     z, codebook = z.contiguous(), codebook.contiguous()
     rows, dim = z.shape
+    if codebook.shape[0] >= 2**31:
+        raise ValueError(f"nearest_code: at most 2^31 - 1 codes, got {codebook.shape[0]}")
     indices = torch.empty(rows, dtype=torch.int64)
     distances = torch.empty(rows, dtype=wide(z.dtype)) if want_distances else None
     codes = torch.empty_like(z) if want_codes else None
@@ -29,7 +31,7 @@ def nearest_cpp(
     )  # fmt: skip
     if status:
         raise ValueError(f"nearest_code: NaN or infinity in {'z' if status == 1 else 'the codebook'}")
-    return indices, distances, codes
+    return distances, codes, indices
 
 
 def sums_cpp(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +50,7 @@ def sums_cpp(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
 
 def nearest_triton(
     z: Tensor, codebook: Tensor, want_distances: bool, want_codes: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
     from genfast.kernels.triton import vector_quantize as kernels
 
     with device_guard(z):

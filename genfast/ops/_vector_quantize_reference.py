@@ -68,7 +68,7 @@ def nearest(z: Tensor, codebook: Tensor) -> Tensor:
 
 def run_nearest(
     z: Tensor, codebook: Tensor, want_distances: bool, want_codes: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
     if z.is_cpu:
         for name, tensor in (("z", z), ("the codebook", codebook)):
             if not bool(torch.isfinite(tensor).all()):
@@ -78,7 +78,7 @@ def run_nearest(
     distances = None
     if want_distances:
         distances = (z.to(torch.float64) - codes.to(torch.float64)).square().sum(1).to(wide(z.dtype))
-    return indices, distances, codes if want_codes else None
+    return distances, codes if want_codes else None, indices
 
 
 def sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:

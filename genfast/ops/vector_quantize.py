@@ -84,7 +84,7 @@ def _fake_nearest(z, codebook, want_distances, want_codes):  # type: ignore[no-u
     rows = z.shape[0]
     distances = z.new_empty((rows,) if want_distances else (0,), dtype=wide(z.dtype) if want_distances else z.dtype)
     codes = z.new_empty(tuple(z.shape)) if want_codes else z.new_empty(0)
-    return z.new_empty((rows,), dtype=torch.int64), distances, codes
+    return distances, codes, z.new_empty((rows,), dtype=torch.int64)
 
 
 def _no_float64(x, *rest):  # type: ignore[no-untyped-def]
@@ -93,7 +93,7 @@ def _no_float64(x, *rest):  # type: ignore[no-untyped-def]
 
 _nearest_op = Op(
     "nearest_code(Tensor z, Tensor codebook, bool want_distances, bool want_codes) "
-    "-> (Tensor indices, Tensor distances, Tensor codes)",
+    "-> (Tensor distances, Tensor codes, Tensor indices)",
     {
         "triton": Backend(native.nearest_triton, _no_float64),
         "cpp": Backend(native.nearest_cpp),
@@ -190,7 +190,14 @@ def _sums_composite(x, indices, codes):  # type: ignore[no-untyped-def]
 
 _gather = differentiable(_Gather, lambda codebook, indices: codebook.index_select(0, indices))
 _sums = differentiable(_Sums, _sums_composite)
-_sums_op.tie = _sums
+
+
+def _tied_sums(x: Tensor, indices: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    _check_sums(x, indices, codes)
+    return _sums(x, indices, codes)  # type: ignore[no-any-return]
+
+
+_sums_op.tie = _tied_sums
 
 
 def _rows(codebook: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -202,7 +209,8 @@ class _Nearest(Formula):
 
     @staticmethod
     def forward(z, codebook):  # type: ignore[no-untyped-def]
-        return _nearest_op(z, codebook, True, False)[:2]
+        distances, _, indices = _nearest_op(z, codebook, True, False)
+        return indices, distances
 
     @staticmethod
     def save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -238,7 +246,7 @@ class _Quantize(Formula):
 
     @staticmethod
     def forward(z, codebook):  # type: ignore[no-untyped-def]
-        indices, errors, codes = _nearest_op(z, codebook, True, True)
+        errors, codes, indices = _nearest_op(z, codebook, True, True)
         return codes, indices, errors, errors.clone()
 
     @staticmethod
@@ -304,9 +312,10 @@ _quantize = differentiable(_Quantize, _quantize_composite)
 
 
 def _tied(z: Tensor, codebook: Tensor, want_distances: bool, want_codes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    _check_nearest(z, codebook, want_distances, want_codes)
     indices, distances = _nearest(z, codebook)
     codes = _gather(codebook, indices) if want_codes else z.new_empty(0)
-    return indices, distances if want_distances else z.new_empty(0), codes
+    return distances if want_distances else z.new_empty(0), codes, indices
 
 
 _nearest_op.tie = _tied
@@ -409,7 +418,8 @@ def code_usage(indices: Tensor, codes: int) -> CodeUsage:
 
 def perplexity(counts: Tensor) -> Tensor:
     """e^H of counts, float32."""
-    share = counts.to(torch.float64) / counts.sum().clamp(min=1e-300)
+    share = counts.to(torch.float64)
+    share = share / share.sum().clamp(min=1e-300)
     return torch.exp(-torch.special.xlogy(share, share).sum()).to(torch.float32)
 
 
