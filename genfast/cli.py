@@ -15,7 +15,8 @@ __all__ = ["app"]
 
 BENCHMARKS = (
     "reparameterize_kl", "bernoulli_sample", "rotary", "attention", "attention_gpt", "attention_varlen",
-    "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm", "overhead",
+    "attention_decode", "encoder", "hf_bert", "vector_quantize", "rbm_cd", "rbm_ais", "gemm",
+    "overhead",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."

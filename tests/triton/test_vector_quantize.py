@@ -19,6 +19,8 @@ from genfast import ops
 from genfast.kernels.triton import vector_quantize as kernels
 from genfast.ops.vector_quantize import reference
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("rows", "codes", "dim"), [(1, 1, 1), (70, 90, 17), (5, 130, 64), (66, 3, 140), (129, 7, 300)])
@@ -107,9 +109,9 @@ def test_derivatives():
 
 @pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
 def test_compiles_without_spills(capability, tmp_path):
-    wanted = "" if capability != 80 else "nearest-fp32-64|nearest-bf16-64|recheck|select|sums"
+    wanted = "" if capability != 80 else "nearest-fp32-64|nearest-bf16-128|recheck"
     variants = compile_variants("vector_quantize", capability, wanted, tmp_path)
-    assert len(variants) == (5 if capability == 80 else 8)
+    assert len(variants) == (3 if capability == 80 else 8)
     for label, found in variants.items():
         assert not any(re.match("LDL|STL", i) for i in found["instructions"]), label
         assert all(s == 0 for s in found["stack"]), label
