@@ -472,10 +472,8 @@ def vector_quantize(z: Tensor, codebook: Tensor, *, beta: float = 0.25, reductio
         if reduction == "mean":
             count = max(z.numel(), 1)
             codebook_loss, commitment_loss = codebook_loss / count, commitment_loss / count
-    return VectorQuantized(
-        codes.reshape(z.shape), indices.reshape(z.shape[:-1]), codebook_loss + beta * commitment_loss, codebook_loss,
-        commitment_loss,
-    )  # fmt: skip
+    loss = torch.add(codebook_loss, commitment_loss, alpha=beta)  # beta * x has a float64 tangent under torch.func.jvp
+    return VectorQuantized(codes.reshape(z.shape), indices.reshape(z.shape[:-1]), loss, codebook_loss, commitment_loss)
 
 
 def checked_beta(op: str, beta: Any) -> None:
