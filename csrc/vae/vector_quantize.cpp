@@ -90,18 +90,22 @@ void search(const NearestCode& args, const Codes& codes, const Slot& slot, const
   for (int64_t r = 0; r < rows; ++r) {
     const CodeCandidate* const list = slot.candidates + r * kMostCandidates;
     const int32_t kept = slot.counts[r];
-    if (!(slot.window[r] <= std::numeric_limits<float>::max()) || kept == 0 || kept > kMostCandidates) {
-      args.indices[begin + r] = nearest(z + r * args.dim, codebook, args.dim, args.codes, [](int64_t i) { return i; });
-      continue;
-    }
     int64_t within[kMostCandidates], count = 0;
-    const float limit = slot.best[r] + slot.window[r];
-    for (int32_t i = 0; i < kept; ++i) {
-      if (list[i].score < limit) within[count++] = list[i].code;
+    if (slot.window[r] <= std::numeric_limits<float>::max() && kept <= kMostCandidates) {
+      const float limit = slot.best[r] + slot.window[r];
+      for (int32_t i = 0; i < kept; ++i) {
+        if (list[i].score < limit) within[count++] = list[i].code;
+      }
     }
-    args.indices[begin + r] =
-        count == 1 ? within[0]
-                   : nearest(z + r * args.dim, codebook, args.dim, count, [&](int64_t i) { return within[i]; });
+    const T* const row = z + r * args.dim;
+    int64_t& index = args.indices[begin + r];
+    if (count == 1) {
+      index = within[0];
+    } else if (count > 1) {
+      index = nearest(row, codebook, args.dim, count, [&](int64_t i) { return within[i]; });
+    } else {  // no bound, or more candidates than have room
+      index = nearest(row, codebook, args.dim, args.codes, [](int64_t i) { return i; });
+    }
   }
 }
 

@@ -126,7 +126,7 @@ def gradients(c: Context) -> None:
         primals = c.normal(33, 10, dtype=dtype), c.normal(7, 10, dtype=dtype)
         weight, v, w = c.normal(33, 10, dtype=dtype), c.normal(33, 10, dtype=dtype), c.normal(7, 10, dtype=dtype)
 
-        def derivatives(z: Tensor, codebook: Tensor, out: Any, *rest: Tensor) -> tuple[Tensor, ...]:
+        def derivatives(out: Any, z: Tensor, codebook: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             z_q, loss = out(z, codebook)
             weight, v, w = rest
             first = torch.autograd.grad((z_q * weight).sum() + loss, (z, codebook), create_graph=True)
@@ -137,11 +137,11 @@ def gradients(c: Context) -> None:
             found = ops.vector_quantize(z, codebook, reduction="sum")
             return found.z_q, found.loss
 
-        got = derivatives(*(p.clone().requires_grad_() for p in primals), ours, weight, v, w)
+        got = derivatives(ours, *(p.clone().requires_grad_() for p in primals), weight, v, w)
         at = reference(*(p.cpu() for p in primals))
         exact = [t.cpu().double() for t in (*primals, weight, v, w)]
         leaves = [t.requires_grad_() for t in exact[:2]]
-        want = derivatives(*leaves, lambda z, codes: _formula(z, codes, at), *exact[2:])  # noqa: B023 - called now
+        want = derivatives(lambda z, codes: _formula(z, codes, at), *leaves, *exact[2:])  # noqa: B023 - called now
         names = ("gradient of z", "gradient of the codebook", "second derivative of z", "second of the codebook")
         for name, left, right in zip(names, got, want, strict=True):
             c.compare_norm(name, left, right.detach(), where=str(dtype))

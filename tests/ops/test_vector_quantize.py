@@ -299,6 +299,9 @@ def test_forward_mode_and_functional_transforms():
     torch.testing.assert_close(jvp(scalars, (z, codebook), (v, w)), jvp(fixed, (z, codebook), (v, w)))
     torch.testing.assert_close(grad(scalars, (0, 1))(z, codebook), grad(fixed, (0, 1))(z, codebook))
     assert torch.equal(jvp(lambda z: ops.vector_quantize(z, codebook).z_q, (z,), (v,))[1], v)
+    low = [t.float() for t in (z, codebook, v, w)]
+    tangents = jvp(lambda z, c: ops.vector_quantize(z, c)[2:], (low[0], low[1]), (low[2], low[3]))[1]
+    assert all(tangent.dtype == torch.float32 for tangent in tangents)
     want = jvp(lambda z, c: plain(z, c, indices)[1], (z, codebook), (v, w))[1]
     with forward_ad.dual_level():
         found = ops.vector_quantize(forward_ad.make_dual(z, v), forward_ad.make_dual(codebook, w))
