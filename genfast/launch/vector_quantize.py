@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from genfast._checks import wide
 from genfast._native import DTYPE_CODES, C, execution
 from genfast.launch._common import device_guard, pointer
 
 Tensor = torch.Tensor
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What distances and sums are in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def nearest_cpp(

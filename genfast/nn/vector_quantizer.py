@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from genfast import ops, random
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, shape_of, wide
 from genfast.ops.vector_quantize import VectorQuantized, checked_beta, perplexity
 
 __all__ = ["VectorQuantizer"]
@@ -114,9 +114,8 @@ class VectorQuantizer(nn.Module):
             self.codebook = nn.Parameter(codebook)
         else:
             self.register_buffer("codebook", codebook)
-        wide = torch.float64 if codebook.dtype == torch.float64 else torch.float32
-        self.register_buffer("sums", None if decay is None else torch.empty_like(codebook, dtype=wide))
-        self.register_buffer("counts", torch.empty(num_codes, device=device, dtype=wide))
+        self.register_buffer("sums", None if decay is None else torch.empty_like(codebook, dtype=wide(codebook.dtype)))
+        self.register_buffer("counts", torch.empty(num_codes, device=device, dtype=wide(codebook.dtype)))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("seed", random.as_seed(seed, codebook.device).clone().to(codebook.device))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool, device=device))

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import torch
 
-from genfast.launch.vector_quantize import wide
+from genfast._checks import wide
 
 __all__ = ["nearest", "sums"]
 

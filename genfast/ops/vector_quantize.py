@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from genfast._checks import check_count, check_float_tensor, shape_of
+from genfast._checks import check_count, check_float_tensor, shape_of, wide
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import vector_quantize as native
-from genfast.launch.vector_quantize import wide
 from genfast.ops import _vector_quantize_reference as plain
 
 __all__ = [
