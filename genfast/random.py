@@ -113,7 +113,7 @@ def _box_muller(words: torch.Tensor) -> torch.Tensor:
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
 
 
-def uniform(count: int, seed: torch.Tensor, *, offset: int = 0, step: int = 0) -> torch.Tensor:
+def uniform(count: int, seed: torch.Tensor, *, offset: int = 0, step: int | torch.Tensor = 0) -> torch.Tensor:
     """The uniforms in [0, 1) at indices offset ... offset + count - 1, float32, equal bit for bit on every backend.
 
     Examples:

@@ -11,7 +11,15 @@ import torch
 
 import genfast
 from genfast.benchmarks import harness, report
-from genfast.benchmarks.ops import bernoulli_sample, gemm, rbm_ais, rbm_cd, reparameterize_kl, rotary
+from genfast.benchmarks.ops import (
+    bernoulli_sample,
+    gemm,
+    rbm_ais,
+    rbm_cd,
+    reparameterize_kl,
+    rotary,
+    vector_quantize,
+)
 
 QUICK = harness.Settings(quick=True, compiled=False, seconds=0.02)
 
@@ -135,6 +143,22 @@ def test_rotary_check_finds_each_fault(pairs):
         assert "shape" in found.check(inputs, (out[:1], dx))
     elements, table = 2 * 3 * 5 * 8, 5 * 4
     assert found.floor_bytes == 4 * elements * 2 + 4 * table * 4
+
+
+def test_vector_quantize_check_finds_each_fault():
+    torch.manual_seed(0)
+    found = vector_quantize._case(40, 9, 5, True, harness.Settings(compiled=False))
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    z_q, index, loss, dz, dcodebook = found.contenders["genfast"](*inputs)
+    other = (index + 1) % 9
+    assert "not the nearest" in found.check(inputs, (inputs[1][other], other, loss, dz, dcodebook))
+    assert "shape" in found.check(inputs, (z_q, index[:3], loss, dz, dcodebook))
+    assert "loss" in found.check(inputs, (z_q, index, loss * 1.001, dz, dcodebook))
+    assert "gradient of z" in found.check(inputs, (z_q, index, loss, dz * 0, dcodebook))
+    assert "gradient of the codebook" in found.check(inputs, (z_q, index, loss, dz, -dcodebook))
+    assert (found.floor_flops, found.floor_bytes) == (2 * 40 * 9 * 5, 4 * (5 * 200 + 2 * 45) + 8 * 40)
 
 
 def test_cases_state_the_documented_targets_and_floors():

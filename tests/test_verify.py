@@ -17,12 +17,14 @@ from genfast.launch import iwae_bound as iwae_launch
 from genfast.launch import log_ratio as log_ratio_launch
 from genfast.launch import reparameterize as reparameterize_launch
 from genfast.launch import rotary as rotary_launch
+from genfast.launch import vector_quantize as vector_quantize_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
-STEMS = ("reparameterize", "log_ratio", "iwae_bound", "bernoulli_sample", *RBM, "rotary", *ATTENTION)
+VAE = ("reparameterize", "log_ratio", "iwae_bound", "vector_quantize")
+STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -39,8 +41,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        "for op in ('reparameterize', 'log_ratio', 'iwae_bound', 'bernoulli_sample', 'rbm_free_energy', 'rotary',\n"
-        "           *ATTENTION):\n"
+        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"
@@ -220,6 +221,31 @@ def test_wrong_rotations_are_found(monkeypatch):
         f"rotary-{name}" for name in ("forward", "positions", "gradients", "second order", "jvp")
     ]
     assert mistaken(offset) == ["rotary-forward", "rotary-positions", "rotary-gradients", "rotary-second order"]
+
+
+def test_wrong_codes_are_found(monkeypatch):
+    names = [f"vector_quantize-{name}" for name in ("indices", "ties", "near ties", "layouts", "sums", "gradients")]
+
+    def mistaken(op, launcher, change):
+        _broken(monkeypatch, getattr(_module("vector_quantize"), op), vector_quantize_launch, launcher, change)
+        return _fails(*names)
+
+    def last_of_equals(right, z, codebook, *wanted):
+        distances, codes, indices = right(z, codebook.flip(0), *wanted)
+        return distances, codes, len(codebook) - 1 - indices
+
+    def float32_product(right, z, codebook, *wanted):
+        distances, codes, _ = right(z, codebook, *wanted)
+        scores = codebook.float().square().sum(1) / 2 - z.float() @ codebook.float().T
+        return distances, codes, scores.argmin(1)
+
+    def one_row_less(right, x, indices, codes):
+        return right(x[1:], indices[1:], codes)
+
+    assert "vector_quantize-ties" in mistaken("_nearest_op", "nearest_cpp", last_of_equals)
+    assert "vector_quantize-near ties" in mistaken("_nearest_op", "nearest_cpp", float32_product)
+    monkeypatch.undo()
+    assert mistaken("_sums_op", "sums_cpp", one_row_less) == names[-2:]
 
 
 def test_nondeterminism_is_found(monkeypatch):

@@ -2,6 +2,7 @@
 #include "vae/iwae_bound.h"
 #include "vae/log_ratio.h"
 #include "vae/reparameterize.h"
+#include "vae/vector_quantize.h"
 
 namespace genfast {
 namespace {
@@ -100,6 +101,25 @@ void bind_vae(pybind11::module_& cpu) {
                              pointer(log_weights),
                              pointer(bound_tangent)},
                             static_cast<int>(threads));
+      },
+      Release());
+  cpu.def(
+      "nearest_code",
+      [](int dtype, uintptr_t z, uintptr_t codebook, int64_t rows, int64_t codes, int64_t dim, uintptr_t indices,
+         uintptr_t distances, uintptr_t selected, int64_t execution) {
+        return static_cast<int>(
+            cpu::nearest_code({static_cast<DType>(dtype), pointer(z), pointer(codebook), rows, codes, dim,
+                               pointer<int64_t>(indices), pointer(distances), pointer(selected)},
+                              static_cast<int>(execution)));
+      },
+      Release());
+  cpu.def(
+      "code_sums",
+      [](int dtype, uintptr_t x, uintptr_t indices, int64_t rows, int64_t codes, int64_t dim, uintptr_t sums,
+         uintptr_t counts, int64_t execution) {
+        return cpu::code_sums({static_cast<DType>(dtype), pointer(x), pointer<const int64_t>(indices), rows, codes, dim,
+                               pointer(sums), pointer<int64_t>(counts)},
+                              static_cast<int>(execution));
       },
       Release());
 }

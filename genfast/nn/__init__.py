@@ -31,6 +31,7 @@ from genfast.nn.transformer import (
     TransformerEncoderLayer,
 )
 from genfast.nn.vae import Reparameterize
+from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "ClassificationRBM",
@@ -54,6 +55,7 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "VectorQuantizer",
     "YarnScaling",
     "alibi_slopes",
     "functional",

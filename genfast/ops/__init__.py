@@ -19,16 +19,30 @@ from genfast.ops.rbm_log_z_exact import rbm_log_z_exact
 from genfast.ops.rbm_tempering import TemperingResult, joint_energy, rbm_tempering
 from genfast.ops.reparameterize import gaussian_kl, reparameterize, reparameterize_kl
 from genfast.ops.rotary import rotary
+from genfast.ops.vector_quantize import (
+    CodeSums,
+    CodeUsage,
+    NearestCode,
+    VectorQuantized,
+    code_sums,
+    code_usage,
+    nearest_code,
+    vector_quantize,
+)
 
 __all__ = [
     "AISBracket",
     "AISResult",
+    "CodeSums",
+    "CodeUsage",
     "GibbsResult",
     "ImportanceEstimate",
+    "NearestCode",
     "RBMGradients",
     "RBMUpdate",
     "T5Bias",
     "TemperingResult",
+    "VectorQuantized",
     "WindowBias2d",
     "ais_schedule",
     "attention",
@@ -36,12 +50,15 @@ __all__ = [
     "attention_jvp",
     "attention_varlen",
     "bernoulli_sample",
+    "code_sums",
+    "code_usage",
     "gaussian_kl",
     "importance_log_likelihood",
     "iwae_bound",
     "iwae_objective",
     "joint_energy",
     "merge_attention",
+    "nearest_code",
     "pack_bits",
     "rbm_ais",
     "rbm_ais_bracket",
@@ -57,4 +74,5 @@ __all__ = [
     "reparameterize_log_ratio",
     "rotary",
     "unpack_bits",
+    "vector_quantize",
 ]
