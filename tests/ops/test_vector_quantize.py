@@ -374,7 +374,7 @@ def test_opcheck():
     opcheck(torch.ops.genfast.code_sums.default, (z, torch.tensor([0, 1, 2, 3, 0, 0, 0]), 4))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
 def test_compile(backend):
     z, codebook = torch.randn(30, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
 
