@@ -174,6 +174,10 @@ def transformed() -> bool:
 class Formula:
     """The derivative rules of one op; all static. Cotangents and tangents may be None, for zero."""
 
+    #: Where set, what the lean path runs instead of ``forward``: (output, tensors that only its backward has, after
+    #: those of ``save``). For a gradient that the forward pass writes.
+    lean_forward: Callable[..., tuple[Any, tuple[torch.Tensor | None, ...]]] | None = None
+
     @staticmethod
     def forward(*args: Any) -> Any:
         raise NotImplementedError
@@ -254,12 +258,13 @@ class Differentiable:
 
     def __init__(self, formula: type[Formula], composite: Callable[..., Any] | None = None) -> None:
         forward, save, backward = formula.forward, formula.save, formula.backward
+        lean_forward = formula.lean_forward
 
         class Lean(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *args: Any) -> Any:
-                output = forward(*args)
-                ctx.save_for_backward(*save(ctx, args, output))
+                output, kept = (forward(*args), ()) if lean_forward is None else lean_forward(*args)
+                ctx.save_for_backward(*save(ctx, args, output), *kept)
                 ctx.set_materialize_grads(False)
                 return output
 

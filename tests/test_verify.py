@@ -14,6 +14,7 @@ import torch
 from genfast import _dispatch, _ledger, ops
 from genfast.launch import bernoulli_sample as bernoulli_launch
 from genfast.launch import iwae_bound as iwae_launch
+from genfast.launch import log_likelihood as likelihood_launch
 from genfast.launch import log_ratio as log_ratio_launch
 from genfast.launch import reparameterize as reparameterize_launch
 from genfast.launch import rotary as rotary_launch
@@ -23,7 +24,7 @@ from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, ch
 ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
-VAE = ("reparameterize", "log_ratio", "iwae_bound", "vector_quantize")
+VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
 STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
@@ -246,6 +247,22 @@ def test_wrong_codes_are_found(monkeypatch):
     assert "vector_quantize-near ties" in mistaken("_nearest_op", "nearest_cpp", float32_product)
     monkeypatch.undo()
     assert mistaken("_sums_op", "sums_cpp", one_row_less) == names[-2:]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        (lambda v, p, s: (v * 1.0001, p, s), {"values", "samples", "extremes", "layouts"}),
+        (lambda v, p, s: (v, p if p is None else -p, s), {"gradients", "samples", "derivatives", "cotangents"}),
+        (lambda v, p, s: (v, p, s if s is None else 2 * s), {"shared"}),
+    ],
+)
+def test_log_likelihood_checks_find_a_fault(monkeypatch, wrong, names):
+    op = _module("log_likelihood")._op
+    _broken(monkeypatch, op, likelihood_launch, "cpp", lambda right, *args: wrong(*right(*args)))
+    found = set(_fails(*(f"log_likelihood-{n}" for n in ("values", "gradients", "samples", "shared", "cotangents",
+                                                           "layouts", "extremes", "derivatives"))))  # fmt: skip
+    assert {f"log_likelihood-{n}" for n in names} <= found
 
 
 def test_nondeterminism_is_found(monkeypatch):

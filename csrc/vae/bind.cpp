@@ -1,5 +1,6 @@
 #include "bindings.h"
 #include "vae/iwae_bound.h"
+#include "vae/log_likelihood.h"
 #include "vae/log_ratio.h"
 #include "vae/reparameterize.h"
 #include "vae/vector_quantize.h"
@@ -120,6 +121,26 @@ void bind_vae(pybind11::module_& cpu) {
         return cpu::code_sums({static_cast<DType>(dtype), pointer(x), pointer<const int64_t>(indices), rows, codes, dim,
                                pointer(sums), pointer<int64_t>(counts)},
                               static_cast<int>(execution));
+      },
+      Release());
+  cpu.def(
+      "log_likelihood",
+      [](int likelihood, int dtype, int x_dtype, uintptr_t params, uintptr_t shared, uintptr_t x, uintptr_t value,
+         uintptr_t to_params, uintptr_t to_shared, int64_t rows, int64_t planes, int64_t size, int64_t targets,
+         int64_t x_rows, int64_t shared_rows, double logvar, double factor, int64_t execution) {
+        return cpu::log_likelihood(
+            {static_cast<Likelihood>(likelihood), static_cast<DType>(dtype), x_dtype, pointer(params), pointer(shared),
+             pointer(x), pointer(value), pointer(to_params), pointer(to_shared), rows, planes, size, targets, x_rows,
+             shared_rows, logvar, factor},
+            static_cast<int>(execution));
+      },
+      Release());
+  cpu.def(
+      "scale_rows",
+      [](int dtype, uintptr_t values, uintptr_t cotangent, int64_t rows, int64_t event, double held,
+         int64_t execution) {
+        cpu::scale_rows({static_cast<DType>(dtype), pointer(values), pointer(cotangent), rows, event, held},
+                        static_cast<int>(execution));
       },
       Release());
 }

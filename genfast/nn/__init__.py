@@ -30,7 +30,7 @@ from genfast.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
-from genfast.nn.vae import Reparameterize
+from genfast.nn.vae import ELBO, GaussianKL, Reparameterize
 from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "ConditionalRBM",
     "ConvRBM",
     "DynamicNTKScaling",
+    "ELBO",
+    "GaussianKL",
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",

@@ -5,7 +5,9 @@ from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.elbo import ELBOTerms, elbo
 from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
+from genfast.ops.log_likelihood import log_likelihood
 from genfast.ops.log_ratio import reparameterize_log_ratio
 from genfast.ops.merge_attention import merge_attention
 from genfast.ops.pack_bits import pack_bits, unpack_bits
@@ -35,6 +37,7 @@ __all__ = [
     "AISResult",
     "CodeSums",
     "CodeUsage",
+    "ELBOTerms",
     "GibbsResult",
     "ImportanceEstimate",
     "NearestCode",
@@ -52,11 +55,13 @@ __all__ = [
     "bernoulli_sample",
     "code_sums",
     "code_usage",
+    "elbo",
     "gaussian_kl",
     "importance_log_likelihood",
     "iwae_bound",
     "iwae_objective",
     "joint_energy",
+    "log_likelihood",
     "merge_attention",
     "nearest_code",
     "pack_bits",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from genfast import random
-from genfast._checks import check_count, check_float_tensor, check_same, check_seed
+from genfast._checks import check_count, check_float_tensor, check_same, check_seed, shape_of
 from genfast._op import Backend, Formula, Op, differentiable
 from genfast.launch import reparameterize as native
 from genfast.ops._reparameterize_reference import (
@@ -416,13 +416,48 @@ def reparameterize_kl(
     return _call(mu, logvar, random.as_seed(seed, mu.device), samples, offset, event_dims, True, True)
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, event_dims: int | None = None) -> Tensor:
+def _against_prior(mu: Tensor, logvar: Tensor, prior_mu: Any, prior_logvar: Any) -> tuple[Tensor, Tensor]:
+    """The Gaussian whose KL to N(0, 1) is that of N(mu, e^logvar) to the prior."""
+    wide = kl_dtype(mu.dtype)
+    for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
+        if value is None:
+            continue
+        check_float_tensor("gaussian_kl", name, value)
+        if value.device != mu.device:
+            raise ValueError(f"gaussian_kl: {name} is on {value.device}, mu on {mu.device}; move them to one device")
+        if value.dim() > mu.dim() or any(
+            a not in (1, b) for a, b in zip(reversed(value.shape), reversed(mu.shape), strict=False)
+        ):
+            raise ValueError(f"gaussian_kl: {name} must broadcast to mu {shape_of(mu)}, got shape {shape_of(value)}")
+    mu, logvar = mu.to(wide), logvar.to(wide)
+    if prior_mu is not None:
+        mu = mu - prior_mu.to(wide)
+    if prior_logvar is not None:
+        prior_logvar = prior_logvar.to(wide)
+        root = torch.exp((-0.25 * prior_logvar).clamp(max=709.0 if wide == torch.float64 else 88.0))
+        mu, logvar = mu * root * root, logvar - prior_logvar
+    return mu, logvar
+
+
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    event_dims: int | None = None,
+    *,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+) -> Tensor:
     """KL(N(mu, e^logvar) || N(0, 1)) in nats, summed over the event dims; never negative, exact near 0.
+
+    With a prior, KL(N(mu, e^logvar) || N(prior_mu, e^prior_logvar)), which is the KL to N(0, 1) of the Gaussian with
+    mean (mu - prior_mu) e^(-prior_logvar / 2) and log variance logvar - prior_logvar.
 
     Args:
         mu: mean, any shape; float32, float64, bfloat16 or float16.
         logvar: log of the variance, like ``mu``.
         event_dims: number of trailing dimensions to sum over; None: all but the first.
+        prior_mu: mean of the prior, broadcasting to ``mu``; None: 0.
+        prior_logvar: log of the prior's variance, broadcasting to ``mu``; None: 0.
 
     Returns:
         kl of the shape of mu's leading dimensions, float64 for float64 inputs and float32 otherwise. Differentiable to
@@ -430,13 +465,17 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, event_dims: int | None = None) -> Te
 
     Raises:
         TypeError: for something else than floating-point tensors of one dtype.
-        ValueError: for unequal shapes or devices, event_dims outside [0, mu.dim()].
+        ValueError: for unequal shapes or devices, event_dims outside [0, mu.dim()], a prior that does not broadcast.
 
     Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, appendix B.
 
     Examples:
         >>> gaussian_kl(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2))
         tensor([2.])
+        >>> gaussian_kl(torch.tensor([[0.0, 2.0]]), torch.zeros(1, 2), prior_mu=torch.tensor(2.0))
+        tensor([2.])
     """
     mu, logvar = _prepare("gaussian_kl", mu, logvar)
+    if prior_mu is not None or prior_logvar is not None:
+        mu, logvar = _against_prior(mu, logvar, prior_mu, prior_logvar)
     return _call(mu, logvar, None, None, 0, _event_dims("gaussian_kl", mu, event_dims), False, True)
