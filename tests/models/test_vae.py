@@ -39,7 +39,7 @@ def test_loss_is_the_textbook_formula_given_z(architecture, samples, beta):
     kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(-1)
     torch.testing.assert_close(out.kl, kl)
     torch.testing.assert_close(vae.loss(x, beta, samples, seed=3), -log_likelihood + beta * kl.mean())
-    assert out.logits.shape == (x.shape if samples is None else (samples, *x.shape))
+    assert out.decoder_out.shape == (x.shape if samples is None else (samples, *x.shape))
 
 
 def test_elbo_bounds_the_likelihood():
