@@ -134,7 +134,7 @@ def test_trains_and_draws(name):
 
 @continuous
 def test_samples_are_means_of_the_likelihood(name):
-    model, x = build(name)
+    model, _ = build(name)
     drawn = model.sample(4, seed=0)
     assert not drawn.requires_grad
     if name != "residual":
