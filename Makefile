@@ -108,8 +108,9 @@ $(STAMPS)/genfast: $(STAMPS)/torch-$(TORCH) $(BUILD_INPUTS)
 	touch $@
 
 # genfast is installed by now: these install what its extras ask for. Triton 3.6, torch 2.11's, needs an older numpy. timm
-# comes alone: its torchvision would have to fit torch, and where that is a build for CPUs, an index may have none that does.
+# and pythae come alone: timm's torchvision would have to fit torch, and where that is a build for CPUs, an index may have
+# none that does; pythae asks for a backport that no Python needs today.
 $(STAMPS)/test $(STAMPS)/examples $(STAMPS)/bench $(STAMPS)/docs $(STAMPS)/dev: $(STAMPS)/%: $(STAMPS)/genfast
 	$(PIP) "torch==$(TORCH)" "genfast[$*$(if $(filter test,$*),$(comma)integrations)]" $(if $(filter 2.11.%,$(TORCH)),"numpy<2.4")
-	$(if $(filter test,$*),$(PIP) --no-deps timm)
+	$(if $(filter test,$*),$(PIP) --no-deps timm pythae)
 	touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -13,7 +13,7 @@ _MARK = "_genfast_mixin"
 
 
 @functools.cache
-def _mixed(mixin: type, cls: type[nn.Module]) -> type[nn.Module]:
+def _mixed(mixin: type, cls: Any) -> type[nn.Module]:
     return type(
         cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__, _MARK: cls}
     )
@@ -23,7 +23,7 @@ def swap(model: nn.Module, kind: type[nn.Module], mixin: type) -> int:
     """Puts ``mixin`` before the class of every module of a kind; how many changed."""
     found = [m for m in model.modules() if isinstance(m, kind) and not isinstance(m, mixin)]
     for module in found:
-        module.__class__ = _mixed(mixin, type(module))
+        module.__class__ = _mixed(mixin, cast(Any, type(module)))
     return len(found)
 
 
