@@ -14,9 +14,9 @@ from rich.table import Table
 __all__ = ["app"]
 
 BENCHMARKS = (
-    "reparameterize_kl", "iwae_bound", "vector_quantize", "bernoulli_sample", "rotary", "attention",
+    "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "bernoulli_sample", "rotary", "attention",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
-    "overhead", "elbo",
+    "overhead",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."
