@@ -20,6 +20,7 @@ BENCHMARKS = (
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."
+MACHINES, AUTOENCODERS = "Of rbm and dbn", "Of vae, iwae and vqvae"  # panels of options
 
 app = typer.Typer(
     help="genfast: fused kernels for generative models in PyTorch.",
@@ -148,7 +149,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes, for a smoke test.")] = False,
 ) -> None:
-    """Trains a VAE and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
+    """Trains VAEs and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
     _need("sklearn", "genfast[examples]")
     _need("matplotlib", "genfast[examples]")
     from genfast.demo import run
@@ -159,64 +160,132 @@ def demo(
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="rbm or dbn.")],
-    data: Annotated[str, typer.Option(help="digits, idx:PATH (MNIST's format) or csv:PATH, gzipped or not.")],
-    hidden: Annotated[str, typer.Option(help="Hidden units; of a dbn those of each layer: 500,500,2000.")] = "500",
+    model: Annotated[str, typer.Argument(help="rbm, dbn, vae, iwae or vqvae.")],
+    data: Annotated[str, typer.Option(help="digits, idx:PATH (MNIST's format), csv:PATH or images:DIR.")],
+    hidden: Annotated[
+        str | None,
+        typer.Option(help="Hidden units; several layers as 500,500,2000; of convolutions the channels of each level."),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training rows; for a dbn, a layer.")] = 10,
     batch: Annotated[int, typer.Option(help="Rows a gradient.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
-    momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="On the weights, not on the biases.")] = 0.0,
-    method: Annotated[str, typer.Option(help="cd, pcd, fpcd (fast weights) or pt (parallel tempering).")] = "cd",
-    k: Annotated[int, typer.Option("--k", help="Gibbs steps a gradient.")] = 1,
-    temperatures: Annotated[int, typer.Option(help="Of method pt.")] = 10,
-    visible: Annotated[str, typer.Option(help="bernoulli, gaussian or softmax:K.")] = "bernoulli",
-    centered: Annotated[bool, typer.Option("--centered/--no-centered", help="The centered gradient.")] = False,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or split.")] = "fp32",
-    binarize: Annotated[str, typer.Option(help="threshold, sample or none, for bernoulli units.")] = "threshold",
+    lr: Annotated[float | None, typer.Option(help="Learning rate: 0.05, of autoencoders 0.001.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of an rbm or dbn on the weights, not on the biases.")] = 0.0,
+    binarize: Annotated[
+        str | None, typer.Option(help="threshold, sample or none, for bernoulli units and likelihoods.")
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="Divide the data by this.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of images:DIR, as 64x64: scaled and cut to it.")] = None,
     held_out: Annotated[float, typer.Option(help="Fraction of the rows to measure on.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of weights, split, order and noise.")] = 0,
+    momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.", rich_help_panel=MACHINES)] = 0.0,
+    method: Annotated[
+        str, typer.Option(help="cd, pcd, fpcd (fast weights) or pt (parallel tempering).", rich_help_panel=MACHINES)
+    ] = "cd",
+    k: Annotated[int, typer.Option("--k", help="Gibbs steps a gradient.", rich_help_panel=MACHINES)] = 1,
+    temperatures: Annotated[int, typer.Option(help="Of method pt.", rich_help_panel=MACHINES)] = 10,
+    visible: Annotated[
+        str, typer.Option(help="bernoulli, gaussian or softmax:K.", rich_help_panel=MACHINES)
+    ] = "bernoulli",
+    centered: Annotated[
+        bool, typer.Option("--centered/--no-centered", help="The centered gradient.", rich_help_panel=MACHINES)
+    ] = False,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or split.", rich_help_panel=MACHINES)] = "fp32",
+    arch: Annotated[
+        str | None, typer.Option(help="mlp, conv or residual; a vqvae is residual.", rich_help_panel=AUTOENCODERS)
+    ] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            help="bernoulli, continuous_bernoulli, gaussian or discretized_logistic (8-bit images).",
+            rich_help_panel=AUTOENCODERS,
+        ),
+    ] = None,
+    latent: Annotated[int, typer.Option(help="Size of z; vae, iwae.", rich_help_panel=AUTOENCODERS)] = 20,
+    beta: Annotated[float, typer.Option(help="Weight of the KL term; vae.", rich_help_panel=AUTOENCODERS)] = 1.0,
+    free_bits: Annotated[
+        float, typer.Option(help="Nats that each latent dimension has for nothing; vae.", rich_help_panel=AUTOENCODERS)
+    ] = 0.0,
+    samples: Annotated[
+        int | None, typer.Option(help="Draws of z a row: of a vae 1, of an iwae 50.", rich_help_panel=AUTOENCODERS)
+    ] = None,
+    gradient: Annotated[str, typer.Option(help="iwae, stl, dreg or vae; iwae.", rich_help_panel=AUTOENCODERS)] = "iwae",
+    codes: Annotated[int, typer.Option(help="In the codebook; vqvae.", rich_help_panel=AUTOENCODERS)] = 128,
+    dim: Annotated[int, typer.Option(help="Of a code; vqvae.", rich_help_panel=AUTOENCODERS)] = 16,
+    commitment: Annotated[
+        float, typer.Option(help="Weight of the commitment loss; vqvae.", rich_help_panel=AUTOENCODERS)
+    ] = 0.25,
+    decay: Annotated[
+        float, typer.Option(help="Of the means that codes follow; vqvae.", rich_help_panel=AUTOENCODERS)
+    ] = 0.99,
+    revive_below: Annotated[
+        float, typer.Option(help="Mean count below which a code moves; vqvae.", rich_help_panel=AUTOENCODERS)
+    ] = 0.1,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder to draw the trained model in.", rich_help_panel=AUTOENCODERS)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="The checkpoint; its log ends in .log.csv.")] = Path("model.safetensors"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --out, with its options.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew though --out exists.")] = False,
 ) -> None:
-    """Trains a restricted Boltzmann machine, or a deep belief network layer by layer."""
+    """Trains a restricted Boltzmann machine, a deep belief network layer by layer, or an autoencoder."""
     _check_device("training runs", device)
     _need("safetensors", "safetensors")
     if data == "digits":
         _need("sklearn", "genfast[examples]")
+    if data.startswith("images:"):
+        _need("PIL", "genfast[examples]")
+    if pictures is not None:
+        _need("matplotlib", "genfast[examples]")
+    from genfast.data import parse_size
     from genfast.training import command
 
-    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
-    values = {name: value for name, value in context.params.items() if name in command.FIELDS}
+    others = {"model", "data", "device", "out", "resume", "overwrite", "pictures"}
+    given = {name: value for name, value in context.params.items() if name not in others and _was_given(context, name)}
     try:
-        values["hidden"] = tuple(int(units) for units in hidden.split(","))
-    except ValueError:
-        _stop(f"--hidden takes numbers separated by commas, got {hidden!r}")
-    try:
-        command.train(values, given, data, device, out, resume, overwrite, console)
+        if "hidden" in given:
+            given["hidden"] = _numbers("--hidden", given["hidden"])
+        if "size" in given:
+            given["size"] = parse_size(given["size"], "--size")
+        command.train(model, given, data, device, out, resume, overwrite, pictures, console)
     except (OSError, TypeError, ValueError) as error:
         _stop(str(error))
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} takes numbers separated by commas, got {text!r}") from None
 
 
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="A checkpoint of `genfast train`.")],
-    n: Annotated[int, typer.Option("--n", help="Number of chains.")] = 64,
-    steps: Annotated[int, typer.Option(help="Gibbs steps of each chain.")] = 1000,
+    n: Annotated[int, typer.Option("--n", help="Number of samples.")] = 64,
     seed: Annotated[int, typer.Option(help="Of all noise.")] = 0,
-    beta: Annotated[float, typer.Option(help="Inverse temperature.")] = 1.0,
-    means: Annotated[bool, typer.Option("--means", help="Means of the visible units in place of draws.")] = False,
-    clamp: Annotated[
-        Path | None, typer.Option(help="CSV of 1 or N rows of values to keep; empty cells and nan are free.")
-    ] = None,
     shape: Annotated[str | None, typer.Option(help="Of a picture, as 28x28, where the data do not say.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gibbs steps: 1000.", rich_help_panel=MACHINES)] = None,
+    beta: Annotated[float | None, typer.Option(help="Inverse temperature: 1.", rich_help_panel=MACHINES)] = None,
+    means: Annotated[
+        bool,
+        typer.Option("--means", help="Means of the visible units in place of draws.", rich_help_panel=MACHINES),
+    ] = False,
+    clamp: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of 1 or N rows of values to keep; empty cells and nan are free.", rich_help_panel=MACHINES
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="A .png, .csv or .safetensors file.")] = Path("samples.png"),
 ) -> None:
-    """Draws fantasy particles from a trained model."""
+    """Draws from a trained model: fantasy particles, or what an autoencoder decodes from its prior."""
     _check_device("sampling runs", device)
     _need("safetensors", "safetensors")
     from genfast.training import command

@@ -1,4 +1,7 @@
-"""Readers of data for training: scikit-learn's digits, idx files (MNIST's format) and CSV; nothing is unpickled."""
+"""Readers of data for training: scikit-learn's digits, idx files (MNIST's format), CSV, folders of images.
+
+Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,20 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BINARIZE", "Rows", "binarize", "digits", "one_hot", "read_csv", "read_idx", "read_rows"]
+__all__ = [
+    "BINARIZE", "Rows", "binarize", "digits", "one_hot", "parse_size", "read_csv", "read_idx", "read_images",
+    "read_rows",
+]  # fmt: skip
 
 BINARIZE = ("threshold", "sample", "none")
 
+_IMAGES = (".jpeg", ".jpg", ".png")
 _LARGEST = float(np.finfo(np.float32).max)
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -47,16 +54,18 @@ def digits() -> Rows:
     return Rows(images.flatten(1) / 16, (8, 8))
 
 
-def read_rows(source: str, scale: float | None = None) -> Rows:
-    """Reads ``digits``, ``idx:PATH`` or ``csv:PATH``.
+def read_rows(source: str, scale: float | None = None, size: tuple[int, int] | None = None) -> Rows:
+    """Reads ``digits``, ``idx:PATH``, ``csv:PATH`` or ``images:DIR``.
 
     Args:
         source: what to read.
-        scale: divide the values by this; None for 1, and for what ``digits`` and ``read_idx`` do themselves.
+        scale: divide the values by this; None for 1, and for what ``digits``, ``read_idx`` and ``read_images`` do
+            themselves.
+        size: (height, width) of images, see ``read_images``.
 
     Raises:
         FileNotFoundError: for a file that is not there.
-        ModuleNotFoundError: for ``digits`` without scikit-learn.
+        ModuleNotFoundError: for ``digits`` without scikit-learn, and ``images`` without Pillow.
         ValueError: for another kind of source, or a file that is not what it should be.
 
     Examples:
@@ -64,14 +73,18 @@ def read_rows(source: str, scale: float | None = None) -> Rows:
         tensor(2.)
     """
     kind, _, path = source.partition(":")
+    if size is not None and kind != "images":
+        raise ValueError(f"a size is for images:DIR, not for {source}")
     if source == "digits":
         rows = digits()
     elif kind == "idx" and path:
         rows = read_idx(path)
     elif kind == "csv" and path:
         rows = Rows(read_csv(path), None)
+    elif kind == "images" and path:
+        rows = read_images(path, size)
     else:
-        raise ValueError(f"data {source!r} is unknown; choose digits, idx:PATH or csv:PATH")
+        raise ValueError(f"data {source!r} is unknown; choose digits, idx:PATH, csv:PATH or images:DIR")
     if scale is None:
         return rows
     if not (math.isfinite(scale) and scale != 0):
@@ -138,6 +151,82 @@ def read_idx(path: Path | str) -> Rows:
     if len(bad):
         raise ValueError(f"{path}: example {int(bad[0, 0])} (from 0) has a value that is NaN or too large for float32")
     return Rows(values, tuple(shape[1:]))
+
+
+def parse_size(text: str, what: str = "size") -> tuple[int, int]:
+    """(rows, columns) of ``"28x28"``, or of ``"28"`` for a square.
+
+    Raises:
+        ValueError: for anything else; it names ``what``.
+
+    Examples:
+        >>> parse_size("28x20"), parse_size("64")
+        ((28, 20), (64, 64))
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ValueError(f"{what} must be ROWSxCOLUMNS, as 28x28, got {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def read_images(folder: Path | str, size: tuple[int, int] | None = None) -> Rows:
+    """Reads the PNG and JPEG files of a folder and of those within, in the order of their names, by Pillow.
+
+    Args:
+        folder: where they are.
+        size: (height, width): each image is scaled to it, and where its proportions are others cut at the edges evenly.
+            None: as they are, which must be of one size.
+
+    Returns:
+        The images, flat, in [0, 1] with 0 for black, and their shape (channels, height, width): one channel if all are
+        grey, else red, green and blue. Transparent parts are white.
+
+    Raises:
+        FileNotFoundError: if the folder is not there.
+        ModuleNotFoundError: without Pillow (``pip install genfast[examples]``).
+        ValueError: for a folder without images, images of several sizes, or a file that is no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist" if not folder.exists() else f"{folder} is not a folder")
+    from PIL import Image, ImageOps
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder} holds no images: files that end in {', '.join(_IMAGES)}")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"size must be at least 1 x 1, got {size[0]} x {size[1]}")
+
+    def opened(path: Path, mode: str) -> Any:
+        image: Any = ImageOps.exif_transpose(Image.open(path))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode.startswith("I"):  # 16 bits
+            image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        image = image.convert(mode)
+        return image if size is None else ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
+
+    found: Any = None
+    path = paths[0]
+    try:
+        grey = True
+        for path in paths:
+            with Image.open(path) as image:
+                grey = grey and image.mode in ("1", "L", "LA", "I", "I;16")
+        for index, path in enumerate(paths):
+            pixels = np.asarray(opened(path, "L" if grey else "RGB"), np.float32)
+            if found is None:
+                found = np.empty((len(paths), *pixels.shape), np.float32)
+            if pixels.shape != found.shape[1:]:
+                sizes = " and ".join(f"{shape[0]} x {shape[1]}" for shape in (found.shape[1:], pixels.shape))
+                raise ValueError(f"its size is not that of the images before it: {sizes}; give a size to scale them to")
+            found[index] = pixels
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    images = torch.from_numpy(found).div_(255)
+    images = images.unsqueeze(1) if images.dim() == 3 else images.movedim(-1, 1)
+    return Rows(images.flatten(1), tuple(images.shape[1:]))
 
 
 def read_csv(path: Path | str, *, missing: bool = False) -> Tensor:

@@ -117,8 +117,9 @@ def test_demo_learns_and_draws(tmp_path):
     state = torch.get_rng_state()
     shown = run("demo", "--quick", "--out", tmp_path / "out")
     assert torch.equal(torch.get_rng_state(), state)
-    lines = [line.split("│") for line in shown.splitlines() if "ELBO" in line or "exact" in line]
+    lines = [line.split("│") for line in shown.splitlines() if "ELBO, 16" in line or "exact" in line]
     rows = {cells[1].strip(): cells for cells in lines}
+    assert "tells them from the others by -log p(x): AUROC 0." in " ".join(shown.split())
     for model in ("VAE", "RBM"):
         untrained, trained = float(rows[model][3]), float(rows[model][4])
         assert untrained == pytest.approx(-64 * torch.log(torch.tensor(2.0)).item(), abs=1)  # coin flips
@@ -199,7 +200,7 @@ def test_training_resumes_bit_for_bit(tmp_path, arguments):
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_dbn_resumes_within_a_layer(tmp_path):
-    options = training.Options(model="dbn", hidden=(12, 8), epochs=2, method="pcd", momentum=0.5, lr=0.02)
+    options = training.RBMOptions(model="dbn", hidden=(12, 8), epochs=2, method="pcd", momentum=0.5, lr=0.02)
     rows = digits()
 
     def after(epochs):
@@ -259,7 +260,7 @@ def test_weight_decay_is_for_the_weights():
     rows = Rows((torch.arange(240) % 7 < 3).float().view(40, 6), None)
     moved = {}
     for decay in (0.0, 0.5):
-        options = training.Options(hidden=(4,), epochs=1, batch=36, lr=0.1, weight_decay=decay)
+        options = training.RBMOptions(hidden=(4,), epochs=1, batch=36, lr=0.1, weight_decay=decay)
         started = training.start(options, rows)
         W = started.model.W.detach().clone()
         list(training.train(started, training.prepare(started, rows)))
@@ -272,9 +273,9 @@ def test_weight_decay_is_for_the_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gan"], "model must be one of rbm, dbn"),
+        (["gan"], "model must be one of rbm, dbn, vae, iwae, vqvae"),
         (["rbm", "--data", "csv:nowhere.csv"], "nowhere.csv does not exist"),
-        (["rbm", "--data", "mnist"], "choose digits, idx:PATH or csv:PATH"),
+        (["rbm", "--data", "mnist"], "choose digits, idx:PATH, csv:PATH or images:DIR"),
         (["rbm", "--hidden", "20,x"], "numbers separated by commas"),
         (["rbm", "--hidden", "20,30"], "one hidden layer"),
         (["rbm", "--hidden", "0"], "hidden must be positive"),
@@ -367,7 +368,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
 def known(visible=3, hidden=2, **options):
     """A run whose RBM has weights large enough to matter."""
     rows = Rows(torch.rand(10, visible, generator=torch.Generator().manual_seed(5)), None)
-    made = training.start(training.Options(hidden=(hidden,), **options), rows)
+    made = training.start(training.RBMOptions(hidden=(hidden,), **options), rows)
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for parameter in made.model.parameters():

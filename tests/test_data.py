@@ -146,7 +146,7 @@ def test_sources(tmp_path):
         data.read_rows(f"idx:{idx(tmp_path / 'i', np.ones((1, 2), np.uint8))}").values, torch.full((1, 2), 1 / 255)
     )
     for source in ("mnist", "idx:", "csv", "digits:8"):
-        with pytest.raises(ValueError, match="choose digits, idx:PATH or csv:PATH"):
+        with pytest.raises(ValueError, match="choose digits, idx:PATH, csv:PATH or images:DIR"):
             data.read_rows(source)
     for scale in (0.0, float("nan")):
         with pytest.raises(ValueError, match="scale"):

@@ -9,6 +9,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
+from genfast.demo.anomaly import LEFT_OUT, Anomalies
 from genfast.demo.train import SIDE, Digits, Run
 from genfast.models import VAE
 from genfast.nn import RBM
@@ -18,7 +19,10 @@ from matplotlib import pyplot
 
 __all__ = ["NAMES", "draw_all"]
 
-NAMES = ("vae_samples.png", "vae_reconstructions.png", "rbm_fantasies.png", "rbm_filters.png", "learning_curves.png")
+NAMES = (
+    "vae_samples.png", "vae_reconstructions.png", "vae_interpolations.png", "vae_anomalies.png", "rbm_fantasies.png",
+    "rbm_filters.png", "learning_curves.png",
+)  # fmt: skip
 BLUE, ORANGE = "#2a78d6", "#d97706"
 
 
@@ -81,7 +85,9 @@ def _curves(path: Path, vae_run: Run[VAE], rbm_run: Run[RBM]) -> None:
     pyplot.close(figure)
 
 
-def draw_all(out: Path, digits: Digits, vae_run: Run[VAE], rbm_run: Run[RBM], gibbs_steps: int) -> None:
+def draw_all(
+    out: Path, digits: Digits, vae_run: Run[VAE], found: Anomalies, rbm_run: Run[RBM], gibbs_steps: int
+) -> None:
     """Writes every picture of ``NAMES`` into ``out``."""
     ink: dict[str, Any] = {"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0}
     vae, rbm = vae_run.model, rbm_run.model
@@ -92,14 +98,23 @@ def draw_all(out: Path, digits: Digits, vae_run: Run[VAE], rbm_run: Run[RBM], gi
     labels = ["held-out", "rebuilt"]
     _save(_tile(pair, 14), out / NAMES[1], "VAE: held-out digits and their reconstructions", labels, **ink)
 
+    between = vae.interpolate(digits.test[:6], digits.test[6:12], 14)
+    title = "VAE: on the line between two held-out digits"
+    _save(_tile(between.movedim(1, 0).flatten(0, 1), 14), out / NAMES[2], title, **ink)
+
+    order = found.scores.argsort(descending=True)
+    pair = digits.test[torch.cat((order[:14], order.flip(0)[:14]))]
+    title = f"VAE trained without {LEFT_OUT}s: held-out digits by its anomaly score"
+    _save(_tile(pair, 14), out / NAMES[3], title, ["highest", "lowest"], **ink)
+
     fantasies = _fantasies(rbm, 60, gibbs_steps)
     _save(
-        _tile(fantasies, 12), out / NAMES[2], f"RBM: {gibbs_steps} Gibbs steps from noise (pixel probabilities)", **ink
+        _tile(fantasies, 12), out / NAMES[4], f"RBM: {gibbs_steps} Gibbs steps from noise (pixel probabilities)", **ink
     )
 
     strongest = rbm.W.detach().norm(dim=0).argsort(descending=True)[:60]
     filters = rbm.W.detach().T[strongest]
     filters = filters / filters.abs().amax(1, keepdim=True)
     colors: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
-    _save(_tile(filters, 12), out / NAMES[3], "RBM: the 60 strongest filters, each to its own scale", **colors)
-    _curves(out / NAMES[4], vae_run, rbm_run)
+    _save(_tile(filters, 12), out / NAMES[5], "RBM: the 60 strongest filters, each to its own scale", **colors)
+    _curves(out / NAMES[6], vae_run, rbm_run)

@@ -1,17 +1,27 @@
-"""The training behind ``genfast train``: options, the loop, and checkpoints that continue bit for bit."""
+"""The training behind ``genfast train``: options, the loops, and checkpoints that continue bit for bit."""
 
 from genfast.training.checkpoint import load, load_model, save
-from genfast.training.loop import Measures, train
-from genfast.training.run import METHODS, MODELS, Options, Run, Split, prepare, start
+from genfast.training.families import MODELS, start, train
+from genfast.training.rbm_loop import RBMMeasures
+from genfast.training.rbm_run import METHODS, RBMOptions
+from genfast.training.run import Run, Split, prepare
 from genfast.training.sampling import sample
+from genfast.training.vae_loop import IWAEMeasures, VAEMeasures, VQVAEMeasures
+from genfast.training.vae_run import IWAEOptions, VAEOptions, VQVAEOptions
 
 __all__ = [
     "METHODS",
     "MODELS",
-    "Measures",
-    "Options",
+    "IWAEMeasures",
+    "IWAEOptions",
+    "RBMMeasures",
+    "RBMOptions",
     "Run",
     "Split",
+    "VAEMeasures",
+    "VAEOptions",
+    "VQVAEMeasures",
+    "VQVAEOptions",
     "load",
     "load_model",
     "prepare",

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfast.models import DBN
-from genfast.nn import RBM
-from genfast.training.run import Options, Run, categories, make_model
+from genfast.training.families import family_of
+from genfast.training.run import Run
 
 __all__ = ["load", "load_model", "save"]
 
@@ -24,9 +23,9 @@ _FORMAT = 1
 def save(run: Run, path: Path | str) -> None:
     """Writes a run, replacing the file in one step.
 
-    The file holds the model's ``state_dict`` under ``model.``, the optimizer's buffers of the layer in training under
-    ``optimizer.`` and what standardized the data under ``data.``; its metadata hold, as JSON under ``genfast``, the
-    class, its arguments, the options and the epoch.
+    The file holds the model's ``state_dict`` under ``model.``, the optimizer's tensors (of an RBM or DBN those of the
+    layer in training) under ``optimizer.`` and what standardized the data under ``data.``; its metadata hold, as JSON
+    under ``genfast``, the class, its arguments, the options and the epoch.
 
     Args:
         run: what to write.
@@ -38,16 +37,12 @@ def save(run: Run, path: Path | str) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in run.momentum.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in run.optimizer.items()}
     tensors |= {f"data.{name}": t for name, t in (("mean", run.mean), ("std", run.std)) if t is not None}
     about = {
         "format": _FORMAT,
-        "class": f"genfast.{'nn.RBM' if run.options.model == 'rbm' else 'models.DBN'}",
-        "visible": run.layers[0].visible,
         "options": dataclasses.asdict(run.options),
-        "shape": run.shape,
-        "layer": run.layer,
-        "epoch": run.epoch,
+        **run.about(),
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,41 +89,27 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Run:
 def _run(about: dict[str, Any], tensors: dict[str, Tensor], device: torch.device | str) -> Run:
     if about["format"] != _FORMAT:
         raise ValueError(f"its format is {about['format']!r}, this version reads {_FORMAT}")
-    values = about["options"]
-    options = Options(**{**values, "hidden": tuple(values["hidden"])})
-    visible, shape = about["visible"], about["shape"]
-    sizes = [visible, *options.hidden]
-    prefix = "model.layers.{}.W" if options.model == "dbn" else "model.W"
-    for index in range(len(sizes) - 1):  # before memory is taken for the model
-        found = tuple(tensors[prefix.format(index)].shape)
-        if found != (sizes[index], sizes[index + 1]):
-            raise ValueError(f"the weights of layer {index} are {found}, not {(sizes[index], sizes[index + 1])}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in about["options"].items()
+    }
+    family = family_of(values["model"])
+    options = family.options(**values)
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "data": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
-    with torch.random.fork_rng(devices=[]):
-        model = make_model(options, visible)
-    model.load_state_dict(parts["model"])
-    data, columns = parts["data"], visible // categories(options.visible)
-    if options.visible == "gaussian" and {name: tuple(t.shape) for name, t in data.items()} != {
-        "mean": (columns,), "std": (columns,)
-    }:  # fmt: skip
-        raise ValueError("the means and deviations of its data are missing")
-    layer, epoch = int(about["layer"]), int(about["epoch"])
-    if not (0 <= layer < len(options.hidden) and epoch >= 0):
-        raise ValueError(f"it has no layer {layer}, or no epoch {epoch}")
-    run = Run(
-        options, model.to(device), None if shape is None else tuple(shape), data.get("mean"), data.get("std"), layer,
-        epoch, parts["optimizer"],
-    )  # fmt: skip
-    shapes = {name: parameter.shape for name, parameter in run.layers[layer].named_parameters()}
-    if any(tensor.shape != shapes.get(name) for name, tensor in run.momentum.items()):
-        raise ValueError("the optimizer's buffers do not fit the model")
+    shape, epoch = about["shape"], int(about["epoch"])
+    if epoch < 0:
+        raise ValueError(f"it has no epoch {epoch}")
+    about = {**about, "shape": None if shape is None else tuple(map(int, shape)), "epoch": epoch}
+    run = family.run.restore(options, about, parts, device)
+    found = {name: tuple(tensor.shape) for name, tensor in parts["data"].items()}
+    if found != ({"mean": (run.columns,), "std": (run.columns,)} if options.standardized else {}):
+        raise ValueError("the means and deviations of its data are missing, or not its own")
     return run
 
 
-def load_model(path: Path | str, device: torch.device | str = "cpu") -> RBM | DBN:
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> Any:
     """The model of a checkpoint, in evaluation mode.
 
     Args:
@@ -141,9 +122,9 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> RBM | DB
     Examples:
         >>> import tempfile, pathlib
         >>> from genfast.data import Rows
-        >>> from genfast.training import Options, save, start
+        >>> from genfast.training import RBMOptions, save, start
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> save(start(Options(hidden=(4,)), Rows(torch.ones(5, 3), None)), path)
+        >>> save(start(RBMOptions(hidden=(4,)), Rows(torch.ones(5, 3), None)), path)
         >>> load_model(path).W.shape
         torch.Size([3, 4])
     """

@@ -4,50 +4,54 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genfast.data import read_csv, read_rows
 from genfast.training import checkpoint, sampling
-from genfast.training.loop import Measures
-from genfast.training.loop import train as train_epochs
-from genfast.training.run import Options, Run, prepare, start
+from genfast.training.families import MODELS, Family, family_of, start
+from genfast.training.families import train as train_epochs
+from genfast.training.run import Options, Run, prepare
+from genfast.training.vae_run import AutoencoderRun
 
-__all__ = ["FIELDS", "sample", "train"]
-
-FIELDS = frozenset(field.name for field in dataclasses.fields(Options))
-_FREE = frozenset(("epochs", "batch", "lr", "momentum", "weight_decay", "method", "k", "temperatures"))
-_COLUMNS = (*Measures._fields, "learning_rate")
+__all__ = ["sample", "train"]
 
 
 def train(
-    values: dict[str, Any],
-    given: Iterable[str],
+    model: str,
+    given: Mapping[str, Any],
     data: str,
     device: str,
     out: Path,
     resume: bool,
     overwrite: bool,
+    pictures: Path | None,
     console: Console,
 ) -> None:
     """Trains, prints a line an epoch, and keeps a checkpoint and a log.
 
     Args:
-        values: the fields of ``Options``.
-        given: names of those that the user gave; with ``resume`` the others come from the checkpoint.
+        model: one of ``MODELS``.
+        given: the fields of its options that the user gave; with ``resume`` the others come from the checkpoint.
         data: see ``read_rows``.
         device: where to train.
         out: the checkpoint, a .safetensors file; the log has the same name and ends in .log.csv.
         resume: go on from ``out``.
         overwrite: replace ``out``.
+        pictures: folder to draw an autoencoder in at the end; it is made where it is missing.
         console: where to print.
 
     Raises:
         OSError, ValueError: with a message for the user.
     """
+    family = family_of(model)
+    _check_given(model, family, given)
+    if pictures is not None and not family.pictures:
+        raise ValueError(f"--pictures is for {', '.join(_models_where(lambda other: other.pictures))}, not for {model}")
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors, got {out}")
     if resume and overwrite:
@@ -56,101 +60,127 @@ def train(
         raise ValueError(f"{out} exists: pass --resume to go on from it, --overwrite to replace it, or another --out")
     if resume:
         run = checkpoint.load(out, device)
-        run.options = _resumed(run, values, given, out)
-        rows = read_rows(data, run.options.scale)
+        run.options = _resumed(run, {"model": model, **given}, out)
+        rows = read_rows(data, run.options.scale, run.options.size)
     else:
-        options = Options(**values)
-        rows = read_rows(data, options.scale)
+        if data.startswith("images:") and "likelihood" in _fields(family):
+            given = {"likelihood": "discretized_logistic", **given}
+        options: Any = family.options(**{"model": model, **given})
+        rows = read_rows(data, options.scale, options.size)
         run = start(options, rows, device)
     split = prepare(run, rows)
+    shape = None if pictures is None else sampling.image_shape(run, run.columns)
     options = run.options
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    sizes = "-".join(str(size) for size in (run.layers[0].visible, *options.hidden))
     console.print(
-        f"{options.model} {sizes}, {parameters:,} parameters; {len(split.train)} training rows, "
-        f"{len(split.held_out)} held out" + (f"; goes on after {_place(run)}" if resume else ""),
+        f"{model} {run.sizes}, {parameters:,} parameters; {len(split.train)} training rows, "
+        f"{len(split.held_out)} held out" + (f"; goes on after {run.place_text}" if resume else ""),
         highlight=False,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     log = out.with_suffix(".log.csv")
-    _start_log(log, run, resume)
-    console.print(_header(run), style="bold", highlight=False)
-    for measures in train_epochs(run, split):
-        checkpoint.save(run, out)
-        with log.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(_cells((*measures, options.lr)))
-        console.print(_line(measures, run), highlight=False)
+    columns = [*family.measures._fields, "learning_rate"]
+    _start_log(log, columns, run.place if resume else None)
+    console.print("  ".join(column.title for column in run.table), style="bold", highlight=False)
+    with _progress(console) as progress:
+        bar = progress.add_task("", total=1.0)
+
+        def show(part: float) -> None:
+            progress.update(bar, completed=part, description=f"epoch {run.epoch + 1} of {options.epochs}")
+
+        for measures in train_epochs(run, split, show if console.is_terminal else None):
+            checkpoint.save(run, out)
+            with log.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(_cells((*measures, options.lr)))
+            console.print(_line(measures, run), highlight=False)
+            progress.reset(bar)
     console.print(f"wrote {out} and {log}", highlight=False)
+    if pictures is not None:
+        from genfast.training import vae_pictures
+
+        assert shape is not None
+        assert isinstance(run, AutoencoderRun)
+        with log.open(newline="") as file:
+            names = vae_pictures.draw(run, split, list(csv.DictReader(file)), shape, pictures)
+        console.print(f"pictures in {pictures}/: {', '.join(names)}", highlight=False)
 
 
-def _resumed(run: Run, values: dict[str, Any], given: Iterable[str], out: Path) -> Options:
-    saved = run.options
-    changed = {name: values[name] for name in given if name in FIELDS and values[name] != getattr(saved, name)}
+def _fields(family: Family) -> set[str]:
+    return {field.name for field in dataclasses.fields(family.options)}
+
+
+def _models_where(holds: Callable[[Family], bool]) -> list[str]:
+    return [name for name in MODELS if holds(family_of(name))]
+
+
+def _check_given(model: str, family: Family, given: Iterable[str]) -> None:
+    for name in given:
+        if name not in _fields(family):
+            fitting = _models_where(lambda other, name=name: name in _fields(other))  # type: ignore[misc]
+            raise ValueError(f"--{name.replace('_', '-')} is for {', '.join(fitting)}, not for {model}")
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _resumed(run: Run, values: Mapping[str, Any], out: Path) -> Options:
+    saved: Any = run.options
+    changed = {name: value for name, value in values.items() if value != getattr(saved, name, None)}
+    if "model" in changed:
+        raise ValueError(f"{out} was trained with model={saved.model}, not {values['model']}: start anew")
     for name in changed:
-        if name not in _FREE:
+        if name not in saved.FREE:
             raise ValueError(f"{out} was trained with {name}={getattr(saved, name)}, not {values[name]}: start anew")
-    if "pt" in (saved.method, changed.get("method")) and {"method", "temperatures"} & changed.keys():
+    methods = getattr(saved, "method", None), changed.get("method")
+    if "pt" in methods and {"method", "temperatures"} & changed.keys():
         raise ValueError(f"{out}: its chains cannot change to or from {saved.temperatures} temperatures: start anew")
-    options = dataclasses.replace(saved, **changed)
-    if run.layer + 1 == len(options.hidden) and run.epoch >= options.epochs:
+    run.options = dataclasses.replace(saved, **changed)
+    if run.finished:
         raise ValueError(f"{out} has had its {run.epoch} epochs; give more with --epochs")
+    options: Options = run.options
     return options
 
 
-def _place(run: Run) -> str:
-    return f"epoch {run.epoch}" + (f" of layer {run.layer + 1}" if len(run.layers) > 1 else "")
-
-
-def _start_log(log: Path, run: Run, resume: bool) -> None:
-    """A header, and on resuming the lines up to the checkpoint."""
+def _start_log(log: Path, columns: list[str], place: tuple[int, ...] | None) -> None:
+    """A header, and on resuming the lines up to the checkpoint's place."""
     kept: list[list[str]] = []
-    if resume and log.exists():
+    if place is not None and log.exists():
         with log.open(newline="") as file:
             found = list(csv.reader(file))
-        if found and found[0] == list(_COLUMNS):
-            kept = [row for row in found[1:] if _before(row, (run.layer, run.epoch))]
+        if found and found[0] == columns:
+            kept = [row for row in found[1:] if len(row) == len(columns) and _before(row, place)]
     with log.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([_COLUMNS, *kept])
+        writer.writerows([columns, *kept])
 
 
-def _before(row: list[str], place: tuple[int, int]) -> bool:
-    return (
-        len(row) == len(_COLUMNS) and row[0].isdecimal() and row[1].isdecimal() and (int(row[0]), int(row[1])) <= place
-    )
+def _before(row: list[str], place: tuple[int, ...]) -> bool:
+    cells = row[: len(place)]
+    return all(cell.isdecimal() for cell in cells) and tuple(map(int, cells)) <= place
 
 
 def _cells(values: Iterable[Any]) -> list[Any]:
     return ["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values]
 
 
-_TITLES = ("epoch", "pseudo-likelihood", "free-energy gap", "reconstruction error", "seconds")
-
-
-def _header(run: Run) -> str:
-    return "  ".join((*(("layer",) if len(run.layers) > 1 else ()), *_TITLES))
-
-
-def _line(measures: Measures, run: Run) -> str:
+def _line(measures: Any, run: Run) -> str:
     """The measures, each below its title."""
-    likelihood = measures.pseudo_likelihood
-    texts = (
-        f"{measures.epoch}",
-        "-" if likelihood is None else f"{likelihood:.3f}",
-        f"{measures.free_energy_gap:.3f}",
-        f"{measures.reconstruction_error:.3f}",
-        f"{measures.seconds:.1f}",
-    )
-    cells = [text.rjust(len(title)) for text, title in zip(texts, _TITLES, strict=True)]
-    return "  ".join([f"{measures.layer + 1:5}"] * (len(run.layers) > 1) + cells)
+    cells = []
+    for column in run.table:
+        value = getattr(measures, column.field)
+        text = "-" if value is None else format(value + column.offset, column.format)
+        cells.append(text.rjust(len(column.title)))
+    return "  ".join(cells)
 
 
 def sample(
     model: Path,
     n: int,
-    steps: int,
+    steps: int | None,
     seed: int,
-    beta: float,
+    beta: float | None,
     means: bool,
     clamp: Path | None,
     shape: str | None,
@@ -165,8 +195,7 @@ def sample(
     if out.suffix not in sampling.FORMATS:
         raise ValueError(f"--out must end in {', '.join(sampling.FORMATS)}, got {out}")
     run = checkpoint.load(model, device)
-    columns = run.layers[0].visible // (1 if means else run.layers[0]._visible_kind.categories)
-    picture = sampling.image_shape(run, columns, shape) if out.suffix == ".png" else None
+    picture = sampling.image_shape(run, run.visible if means else run.columns, shape) if out.suffix == ".png" else None
     held = None if clamp is None else read_csv(clamp, missing=True)
     values = sampling.sample(run, n, steps, seed=seed, beta=beta, clamp=held, means=means)
     sampling.write(values, out, picture)

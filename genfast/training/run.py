@@ -1,103 +1,110 @@
-"""What a training run is: its options, its data and its state."""
+"""What every training run has: options, data and state."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from genfast.data import BINARIZE, Rows, binarize, one_hot
-from genfast.models import DBN
-from genfast.nn import RBM
-from genfast.ops._rbm_common import PRECISIONS
-from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN, SOFTMAX, parse_units
+from genfast.data import BINARIZE, Rows, binarize
 
-__all__ = ["METHODS", "MODELS", "Options", "Run", "Split", "categories", "generator", "prepare", "start"]
+__all__ = ["Column", "Options", "Progress", "Run", "Split", "batches", "generator", "prepare", "standardization"]
 
-MODELS = ("rbm", "dbn")
-METHODS = ("cd", "pcd", "fpcd", "pt")
+Progress = Callable[[float], None]  # called after each batch with the finished fraction of the epoch
+
+
+class Split(NamedTuple):
+    """Rows for training [N, V] and to measure on [M, V]; rows of probabilities where they are sampled."""
+
+    train: Tensor
+    held_out: Tensor
+
+
+class Column(NamedTuple):
+    """Of what is printed after an epoch: a field of the measures, its title, its format, and what is added to it."""
+
+    field: str
+    title: str
+    format: str = ".3f"
+    offset: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of a training run; the fields are the options of ``genfast train``.
+    """What the options of all models have in common; the fields are options of ``genfast train``.
 
     Attributes:
-        model: ``"rbm"`` or ``"dbn"``.
-        hidden: hidden units of each layer, from below; one number for an RBM.
-        epochs: passes over the training rows, for a DBN a layer.
+        model: which model, one of ``MODELS`` of the class.
+        epochs: passes over the training rows.
         batch: rows a gradient; the rows that are left over at the end of an epoch wait for the next.
-        lr: learning rate of stochastic gradient descent.
-        momentum: its momentum.
-        weight_decay: its weight decay, on W only.
-        method: ``"cd"``, ``"pcd"``, ``"fpcd"`` or ``"pt"``, see ``nn.RBM.contrastive_divergence``.
-        k: Gibbs steps a gradient.
-        temperatures: of method ``"pt"``, evenly spaced inverse temperatures from 0 to 1.
-        visible: kind of the visible units.
-        centered: whether an RBM trains by the centered gradient.
-        precision: of the products that sample.
-        binarize: how values in [0, 1] become states of bernoulli units, see ``genfast.data.binarize``; samples are
-            drawn anew in each epoch.
+        lr: learning rate.
+        weight_decay: of the optimizer.
+        binarize: how values in [0, 1] become 0 and 1, see ``genfast.data.binarize``; samples are drawn anew in each
+            epoch.
         scale: the data are divided by it, see ``genfast.data.read_rows``.
+        size: (height, width) that images are read in, see ``genfast.data.read_images``.
         held_out: fraction of the rows to measure on.
         seed: of the weights, the split, the order of rows and all noise.
 
     Raises:
         ValueError: for values out of range or that do not go together.
-
-    Examples:
-        >>> Options(hidden=(100,), method="pcd").epochs
-        10
     """
 
-    model: str = "rbm"
-    hidden: tuple[int, ...] = (500,)
+    MODELS: ClassVar[tuple[str, ...]] = ()
+    FREE: ClassVar[frozenset[str]] = frozenset(("epochs", "batch", "lr", "weight_decay"))  # may change on resuming
+
+    model: str = ""
     epochs: int = 10
     batch: int = 64
     lr: float = 0.05
-    momentum: float = 0.0
     weight_decay: float = 0.0
-    method: str = "cd"
-    k: int = 1
-    temperatures: int = 10
-    visible: str = "bernoulli"
-    centered: bool = False
-    precision: str = "fp32"
     binarize: str = "threshold"
     scale: float | None = None
+    size: tuple[int, int] | None = None
     held_out: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("model", MODELS), ("method", METHODS), ("precision", PRECISIONS), ("binarize", BINARIZE)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("epochs", 1), ("batch", 1), ("k", 1), ("temperatures", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden must be positive numbers of units, got {self.hidden}")
-        if self.model == "rbm" and len(self.hidden) > 1:
-            raise ValueError(f"an rbm has one hidden layer, got hidden={self.hidden}; a dbn has several")
-        if self.model == "dbn" and self.centered:
-            raise ValueError("centered is for an rbm, not for a dbn")
+        self._one_of("model", self.MODELS)
+        self._one_of("binarize", BINARIZE)
+        self._at_least(epochs=1, batch=1)
+        self._finite("lr", "weight_decay")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
-        parse_units("train", "visible", self.visible, 0)
 
+    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
+        if getattr(self, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
-class Split(NamedTuple):
-    """Visible states for training [N, V] and to measure on [M, V]; rows of probabilities where they are sampled."""
+    def _at_least(self, **least: int) -> None:
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
 
-    train: Tensor
-    held_out: Tensor
+    def _finite(self, *names: str) -> None:
+        for name in names:
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a finite number, at least 0, got {getattr(self, name)}")
+
+    @property
+    def binary(self) -> bool:
+        """Whether ``binarize`` acts on the data."""
+        return False
+
+    @property
+    def standardized(self) -> bool:
+        """Whether the data's columns are brought to mean 0 and deviation 1."""
+        return False
+
+    @property
+    def bounded(self) -> str | None:
+        """What it is that needs values in [0, 1], if anything does."""
+        return None
 
 
 @dataclasses.dataclass
@@ -105,32 +112,88 @@ class Run:
     """A model in training: all that its next epoch depends on, apart from the data.
 
     Attributes:
-        options: see ``Options``.
-        model: an ``nn.RBM`` or a ``models.DBN``.
+        options: see the class of options.
+        model: what is trained.
         shape: of an example that is an image, or None.
-        mean, std: what standardized Gaussian data, [V]; None for other units.
-        layer: index of the layer in training, 0 for an RBM.
-        epoch: finished epochs of that layer.
-        momentum: buffers of the layer's optimizer, by parameter name.
+        mean, std: what standardized the data, [columns]; None where nothing did.
+        epoch: finished epochs.
+        optimizer: the optimizer's tensors, by parameter name.
     """
 
-    options: Options
-    model: RBM | DBN
+    options: Any
+    model: Any
     shape: tuple[int, ...] | None
     mean: Tensor | None
     std: Tensor | None
-    layer: int = 0
     epoch: int = 0
-    momentum: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    optimizer: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    # What a family of models says of its runs.
+
+    @classmethod
+    def start(cls, options: Any, rows: Rows, device: torch.device | str) -> Run:
+        """A run before its first epoch; torch's default generator stays as it is."""
+        raise NotImplementedError
+
+    @classmethod
+    def restore(
+        cls, options: Any, about: dict[str, Any], parts: dict[str, dict[str, Tensor]], device: torch.device | str
+    ) -> Run:
+        """A run from ``about()``, its options, and the tensors of a checkpoint; any exception for what does not fit."""
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says beside tensors and options."""
+        return {"class": self.class_name, "visible": self.visible, "shape": self.shape, "epoch": self.epoch}
 
     @property
-    def layers(self) -> list[RBM]:
-        return [self.model] if isinstance(self.model, RBM) else self.model._rbms
+    def class_name(self) -> str:
+        return f"genfast.models.{type(self.model).__name__}"
 
+    @property
+    def visible(self) -> int:
+        """Values of an example that the model sees."""
+        raise NotImplementedError
 
-def categories(visible: str) -> int:
-    """K of softmax:K, else 1; each number in the data is so many visible units."""
-    return int(visible.partition(":")[2] or 1)
+    @property
+    def columns(self) -> int:
+        """Values of an example in the data."""
+        return self.visible
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """How far training is: the first fields of the measures."""
+        return (self.epoch,)
+
+    @property
+    def place_text(self) -> str:
+        return f"epoch {self.epoch}"
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.epoch >= self.options.epochs)
+
+    @property
+    def sizes(self) -> str:
+        """The model's, to print."""
+        raise NotImplementedError
+
+    @property
+    def table(self) -> tuple[Column, ...]:
+        """What to print after an epoch."""
+        raise NotImplementedError
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Data as what the model sees."""
+        return values if self.mean is None or self.std is None else (values - self.mean) / self.std
+
+    def decode(self, values: Tensor) -> Tensor:
+        """What the model sees in the units of the data."""
+        return values if self.mean is None or self.std is None else values * self.std + self.mean
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(nn.Module.parameters(self.model))).device
 
 
 def generator(*parts: int | str) -> torch.Generator:
@@ -139,39 +202,10 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def start(options: Options, rows: Rows, device: torch.device | str = "cpu") -> Run:
-    """A run before its first epoch; torch's default generator stays as it is.
-
-    Args:
-        options: of the run.
-        rows: the data, whose columns give the number of visible units.
-        device: where the model lives.
-
-    Examples:
-        >>> run = start(Options(hidden=(4,)), Rows(torch.ones(5, 3), None))
-        >>> run.model.W.shape
-        torch.Size([3, 4])
-    """
-    visible = rows.values.shape[1] * categories(options.visible)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = make_model(options, visible)
-    mean = std = None
-    if options.visible == "gaussian":
-        values = rows.values[_order(options, len(rows.values))[0]].double()
-        mean, std = values.mean(0).float(), values.std(0, correction=0).float()
-        std = torch.where(std > 0, std, 1.0)
-    return Run(options, model.to(device), rows.shape, mean, std)
-
-
-def make_model(options: Options, visible: int) -> RBM | DBN:
-    """The untrained model with so many visible units."""
-    if options.model == "dbn":
-        return DBN(visible, options.hidden, visible_units=options.visible, precision=options.precision)
-    return RBM(
-        visible, options.hidden[0], visible_units=options.visible, precision=options.precision,
-        centered=options.centered,
-    )  # fmt: skip
+def batches(options: Options, count: int, noise: torch.Generator) -> Tensor:
+    """Indices of an epoch's rows, [batches, batch]."""
+    batch = min(options.batch, count)
+    return torch.randperm(count, generator=noise)[: count // batch * batch].view(-1, batch)
 
 
 def _order(options: Options, count: int) -> tuple[Tensor, Tensor]:
@@ -183,42 +217,47 @@ def _order(options: Options, count: int) -> tuple[Tensor, Tensor]:
     return order[held_out:], order[:held_out]
 
 
+def standardization(options: Options, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation of each column of the training rows, where the options standardize."""
+    if not options.standardized:
+        return None, None
+    values = rows.values[_order(options, len(rows.values))[0]].double()
+    mean, std = values.mean(0).float(), values.std(0, correction=0).float()
+    return mean, torch.where(std > 0, std, 1.0)
+
+
 def prepare(run: Run, rows: Rows) -> Split:
-    """The data as visible states of the run's model, on its device.
+    """The data as the run's model sees them, on its device.
+
+    Args:
+        run: of ``start`` or ``load``.
+        rows: the data.
 
     Raises:
-        ValueError: for data of another width than the model's, or that are no states of its units.
+        ValueError: for data of another width than the model's, or outside what it can represent.
 
     Examples:
+        >>> from genfast.training import RBMOptions, start
         >>> rows = Rows(torch.rand(10, 3), None)
-        >>> train, held_out = prepare(start(Options(hidden=(4,), held_out=0.2), rows), rows)
+        >>> train, held_out = prepare(start(RBMOptions(hidden=(4,), held_out=0.2), rows), rows)
         >>> train.shape, held_out.unique()
         (torch.Size([8, 3]), tensor([0., 1.]))
     """
-    options, rbm = run.options, run.layers[0]
-    units = parse_units("train", "visible", options.visible, 0)
-    values = rows.values
-    if values.shape[1] * units.categories != rbm.visible:
-        raise ValueError(
-            f"the data have {values.shape[1]} columns, the model was made for {rbm.visible // units.categories}"
-        )
-    if units.kind == BERNOULLI:
+    options, values = run.options, rows.values
+    if values.shape[1] != run.columns:
+        raise ValueError(f"the data have {values.shape[1]} columns, the model was made for {run.columns}")
+    if options.bounded:
         low, high = values.min().item(), values.max().item()
         if low < 0 or high > 1:
             raise ValueError(
-                f"bernoulli units need values in [0, 1], the data go from {low:g} to {high:g}; divide them by a scale, "
-                "or use gaussian units"
+                f"{options.bounded} values in [0, 1], the data go from {low:g} to {high:g}; divide them by a scale, "
+                "or use gaussian ones"
             )
-    elif units.kind == SOFTMAX:
-        values = one_hot(values, units.categories)
-    elif units.kind == GAUSSIAN:
-        assert run.mean is not None
-        assert run.std is not None
-        values = (values - run.mean) / run.std
+    values = run.encode(values)
     first, second = _order(options, len(values))
     train, held_out = values[first], values[second]
-    if units.kind == BERNOULLI:
+    if options.binary:
         held_out = binarize(held_out, options.binarize, generator("held out", options.seed))
         if options.binarize == "threshold":
             train = binarize(train, "threshold")
-    return Split(train.to(rbm.W.device), held_out.to(rbm.W.device))
+    return Split(train.to(run.device), held_out.to(run.device))

@@ -12,15 +12,16 @@ from torch import Tensor
 from genfast.data import binarize
 from genfast.nn import RBM
 from genfast.ops._rbm_units import BERNOULLI, GAUSSIAN
-from genfast.training.run import Options, Run, Split, generator
+from genfast.training.rbm_run import RBMOptions, RBMRun
+from genfast.training.run import Progress, Split, batches, generator
 
-__all__ = ["Measures", "train"]
+__all__ = ["RBMMeasures", "train"]
 
 _MOST_ROWS = 1000  # that measures are taken on
 _MOST_FLIPS = 1e8  # rows * units * hidden units of a pseudo-likelihood: about a second on a CPU
 
 
-class Measures(NamedTuple):
+class RBMMeasures(NamedTuple):
     """Of one layer after an epoch, on held-out rows."""
 
     layer: int
@@ -31,37 +32,19 @@ class Measures(NamedTuple):
     reconstruction_error: float  # mean over rows of the squared distance to E[v | a draw of h given v]
 
 
-def train(run: Run, split: Split) -> Iterator[Measures]:
-    """Trains the layers in turn up to the run's number of epochs; yields after each epoch, with ``run`` up to date.
-
-    A run that is saved after an epoch and loaded goes on with the bits that it would have had without.
-
-    Args:
-        run: of ``start`` or ``load``; it changes.
-        split: of ``prepare``.
-
-    Raises:
-        ValueError: where training diverges.
-
-    Examples:
-        >>> from genfast.data import Rows
-        >>> from genfast.training import Options, prepare, start
-        >>> rows = Rows((torch.arange(60) % 3 > 0).float().view(20, 3), None)
-        >>> run = start(Options(hidden=(4,), epochs=3, batch=6, lr=0.1), rows)
-        >>> [measures.epoch for measures in train(run, prepare(run, rows))]
-        [1, 2, 3]
-    """
+def train(run: RBMRun, split: Split, progress: Progress | None = None) -> Iterator[RBMMeasures]:
+    """Trains the layers in turn; see ``training.train``."""
     options = run.options
     while True:
         rbm = run.layers[run.layer]
         train_inputs, held_out = _Inputs(run, split.train), _Inputs(run, split.held_out)
         if run.epoch == 0:
             rbm.init_visible_bias(train_inputs.mean())
-        optimizer = _optimizer(rbm, options, run.momentum)
+        optimizer = _optimizer(rbm, options, run.optimizer)
         while run.epoch < options.epochs:
             started = time.perf_counter()
             try:
-                _epoch(run, rbm, optimizer, train_inputs)
+                _epoch(run, rbm, optimizer, train_inputs, progress)
                 finite = all(bool(torch.isfinite(parameter).all()) for parameter in rbm.parameters())
             except ValueError as error:
                 if "NaN" not in str(error):
@@ -71,19 +54,19 @@ def train(run: Run, split: Split) -> Iterator[Measures]:
                 raise ValueError(f"training diverged in epoch {run.epoch + 1}; lower the learning rate")
             seconds = time.perf_counter() - started
             run.epoch += 1
-            run.momentum = _momentum(rbm, optimizer)
+            run.optimizer = _momentum(rbm, optimizer)
             yield _measure(run, rbm, train_inputs, held_out, seconds)
         if run.layer + 1 == len(run.layers):
             return
-        run.layer, run.epoch, run.momentum = run.layer + 1, 0, {}
+        run.layer, run.epoch, run.optimizer = run.layer + 1, 0, {}
 
 
 class _Inputs:
     """The rows as the layer in training sees them: means of the units below."""
 
-    def __init__(self, run: Run, rows: Tensor) -> None:
+    def __init__(self, run: RBMRun, rows: Tensor) -> None:
         self.run, self.rows = run, rows
-        self.sampled = run.options.binarize == "sample" and run.options.visible == "bernoulli"
+        self.sampled = run.options.binarize == "sample" and run.options.binary
 
     def take(self, chosen: Tensor | slice, noise: torch.Generator | None) -> Tensor:
         """Visible states; with ``noise`` rows of probabilities are sampled."""
@@ -112,7 +95,7 @@ class _Inputs:
         return total / len(self.rows)
 
 
-def _optimizer(rbm: RBM, options: Options, momentum: dict[str, Tensor]) -> torch.optim.Optimizer:
+def _optimizer(rbm: RBM, options: RBMOptions, momentum: dict[str, Tensor]) -> torch.optim.Optimizer:
     others = [parameter for name, parameter in rbm.named_parameters() if name != "W"]
     groups: list[dict[str, Any]] = [{"params": [rbm.W], "weight_decay": options.weight_decay}, {"params": others}]
     optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
@@ -128,16 +111,14 @@ def _momentum(rbm: RBM, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in found.items() if buffer is not None}
 
 
-def _epoch(run: Run, rbm: RBM, optimizer: torch.optim.Optimizer, inputs: _Inputs) -> None:
+def _epoch(run: RBMRun, rbm: RBM, optimizer: torch.optim.Optimizer, inputs: _Inputs, progress: Progress | None) -> None:
     options = run.options
     noise = generator("epoch", options.seed, run.layer, run.epoch)
     persistent = options.method != "cd"
     tempering = torch.linspace(0, 1, options.temperatures).tolist() if options.method == "pt" else None
     fast_rate = options.lr if options.method == "fpcd" else None
-    count = len(inputs.rows)
-    batch = min(options.batch, count)
-    order = torch.randperm(count, generator=noise)[: count // batch * batch].view(-1, batch)
-    for chosen in order.to(inputs.rows.device):
+    order = batches(options, len(inputs.rows), noise)
+    for index, chosen in enumerate(order.to(inputs.rows.device), 1):
         v = inputs.take(chosen, noise)
         starts = not persistent or len(rbm.chains) == 0
         seed = int(torch.randint(2**63 - 1, (), generator=noise)) if starts else None
@@ -146,10 +127,12 @@ def _epoch(run: Run, rbm: RBM, optimizer: torch.optim.Optimizer, inputs: _Inputs
             v, options.k, persistent, fast_rate=fast_rate, tempering=tempering, seed=seed
         ).backward()
         optimizer.step()
+        if progress is not None:
+            progress(index / len(order))
 
 
 @torch.no_grad()
-def _measure(run: Run, rbm: RBM, train_inputs: _Inputs, held_out: _Inputs, seconds: float) -> Measures:
+def _measure(run: RBMRun, rbm: RBM, train_inputs: _Inputs, held_out: _Inputs, seconds: float) -> RBMMeasures:
     seed = run.options.seed
     count = min(_MOST_ROWS, len(held_out.rows), len(train_inputs.rows))
     rows, seen = held_out.states(count, seed), train_inputs.states(count, seed)
@@ -163,4 +146,4 @@ def _measure(run: Run, rbm: RBM, train_inputs: _Inputs, held_out: _Inputs, secon
     gap = (rbm.free_energy(rows).mean() - rbm.free_energy(seen).mean()).item()
     rebuilt = rbm.visible_mean(rbm.sample_hidden(rows, seed=seed))
     error = (rows - rebuilt).square().sum(-1).mean().item()
-    return Measures(run.layer, run.epoch, seconds, likelihood, gap, error)
+    return RBMMeasures(run.layer, run.epoch, seconds, likelihood, gap, error)
