@@ -29,7 +29,10 @@ from genfast.benchmarks.reproduce import (
     movielens,
 )
 
-SCRIPTS = ("bars_and_stripes", "mnist_rbm", "mnist_rbm_large", "centering", "dbn_features", "movielens")
+SCRIPTS = (
+    "bars_and_stripes", "mnist_rbm", "mnist_rbm_large", "centering", "dbn_features", "movielens", "linear_vae", "iwae",
+    "vqvae",
+)  # fmt: skip
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "reproduce"
 
 
@@ -332,6 +335,21 @@ def recomputed(name, folder):
             "DBN features (both layers), linear classifier": column("runs", "features"),
             "feed-forward network from the DBN's weights": column("runs", "tuned"),
         }
+    if name == "linear_vae":
+        return {"log p(x), exact": column("runs", "exact"), "estimate - exact": column("runs", "difference")}
+    if name == "iwae":
+        kinds = {(row["gradient"], row["samples"], row["kernels"]) for row in rows_of(folder / "runs.csv")}
+        return {
+            f"{gradient.upper()}, k = {samples}, kernels {kernels}": column(
+                "runs", "negative_log_likelihood", gradient=gradient, samples=samples, kernels=kernels
+            )
+            for gradient, samples, kernels in kinds
+        }
+    if name == "vqvae":
+        return {
+            f"perplexity of the codes: {kind}": column("runs", "perplexity", quantizer=kind)
+            for kind in ("genfast", "plain")
+        }
     return {f"RBM, {movielens.HIDDEN} hidden units": column("runs", "rbm")}
 
 
@@ -365,3 +383,47 @@ def test_untrained_network_shares_no_weights():
     net = dbn_features.random_network(dbn, seed=0)
     assert not torch.equal(net[0].weight, dbn.layers[0].W.T)
     assert [tuple(p.shape) for p in net.parameters()] == [(3, 4), (3,), (10, 3), (10,)]
+
+
+def test_the_plain_bound_is_the_bound():
+    """What trains without kernels is the same bound: averages over many draws agree."""
+    from genfast.benchmarks.reproduce import iwae
+
+    torch.manual_seed(0)
+    for gradient in ("vae", "iwae"):
+        model = iwae.make_model(6, gradient, 4, (5,), 2)
+        x = torch.bernoulli(torch.full((3, 6), 0.5)).repeat(4000, 1)
+        with torch.no_grad():
+            plain, ours = (bound.view(-1, 3).double() for bound in (iwae.plain_bound(model, x), model.bound(x, seed=1)))
+        error = ((plain.var(0) + ours.var(0)) / len(plain)).sqrt()
+        assert ((plain.mean(0) - ours.mean(0)).abs() < 4.5 * error).all()  # six comparisons: false alarm below 1e-4
+
+
+def test_the_rate_falls_by_ten_in_growing_steps():
+    from genfast.benchmarks.reproduce import iwae
+
+    rates = [iwae.rate(i / 3280) for i in range(3280)]
+    lengths = [rates.count(rate) for rate in dict.fromkeys(rates)]
+    assert lengths == [1, 3, 9, 27, 81, 243, 729, 2187]
+    assert rates[0] == 1e-3
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_the_plain_quantizer_is_the_textbooks():
+    """Codes, losses and running means against genfast's own layer, update by update."""
+    from genfast.benchmarks.reproduce import vqvae
+    from genfast.nn import VectorQuantizer
+
+    torch.manual_seed(0)
+    layers = [VectorQuantizer(8, 3, channel_last=False, seed=0) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    layers[1].__class__ = vqvae.PlainQuantizer
+    for _ in range(4):
+        z = torch.randn(5, 3, 2, 2, requires_grad=True)
+        found = [layer(z) for layer in layers]
+        assert torch.equal(found[0].indices, found[1].indices)
+        for name in ("z_q", "loss", "commitment_loss"):
+            torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name))
+        gradients = [torch.autograd.grad(f.loss + f.z_q.square().sum(), z)[0] for f in found]
+        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(layers[0].codebook, layers[1].codebook)
