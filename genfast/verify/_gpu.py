@@ -1,4 +1,4 @@
-"""Checks that only a GPU can run, shared by the ops: streams, CUDA graphs, memory."""
+"""Checks that the ops share: repeats, and what only a GPU can run: streams, CUDA graphs, memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from genfast import random
 from genfast.verify._core import Context, Tensor
 
-__all__ = ["captured", "has_memory", "on_side_stream", "random_large"]
+__all__ = ["captured", "has_memory", "on_side_stream", "random_large", "repeats"]
 
 Call = Callable[[Tensor, Tensor, Any], tuple[Tensor, ...]]
 
@@ -30,6 +30,17 @@ def random_large(c: Context, count: int) -> Tensor:
 def _same(c: Context, what: str, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
     for index, (left, right) in enumerate(zip(first, second, strict=True)):
         c.same_bits(f"{what}, output {index}", left, right)
+
+
+def repeats(c: Context, whole: tuple[int, int], tiny: tuple[int, int], call: Call) -> None:
+    """A call gives the same bits every time."""
+    shape = whole if c.size_class in ("full", "some") else tiny
+    for dtype in c.main_dtypes:
+        first, second = c.normal(*shape, dtype=dtype), c.normal(*shape, dtype=dtype)
+        once = call(first, second, None)
+        for _ in range(3):
+            _same(c, "a repeated call", once, call(first, second, None))
+        c.ran(dtype, shape, "repeatable")
 
 
 def on_side_stream(c: Context, shape: tuple[int, int], call: Call) -> None:

@@ -160,14 +160,7 @@ def _call(first: Tensor, second: Tensor, seed: Any) -> tuple[Tensor, ...]:
 
 def determinism(c: Context) -> None:
     """Bit for bit the same on every run."""
-    shape = (513, 130) if c.size_class in ("full", "some") else (7, 20)
-    for dtype in c.main_dtypes:
-        first, second = c.normal(*shape, dtype=dtype), c.normal(*shape, dtype=dtype)
-        once = _call(first, second, None)
-        for _ in range(3):
-            for left, right in zip(once, _call(first, second, None), strict=True):
-                c.same_bits("a repeated call", left, right, f"{dtype} {shape}")
-        c.ran(dtype, shape, "repeatable")
+    _gpu.repeats(c, (513, 130), (7, 20), _call)
 
 
 def streams(c: Context) -> None:
