@@ -14,7 +14,7 @@ from rich.table import Table
 __all__ = ["app"]
 
 BENCHMARKS = (
-    "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "bernoulli_sample", "rotary", "attention",
+    "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "vae_step", "bernoulli_sample", "rotary", "attention",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
     "overhead",
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from genfast.benchmarks import harness
-from genfast.benchmarks.ops import encoder, hf_bert
+from genfast.benchmarks.ops import encoder, hf_bert, vae_step
 
 QUICK = harness.Settings(quick=True, compiled=False, seconds=0.02)
 
@@ -51,3 +51,9 @@ def test_hf_bert_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     (row,) = hf_bert.run(QUICK)
     assert row.status.startswith("skipped: transformers is not installed (pip install")
+
+
+def test_vae_step():
+    (made,) = vae_step.cases(QUICK)
+    assert set(made.contenders) == {"genfast", "eager"}
+    assert_check_finds_faults(made)
