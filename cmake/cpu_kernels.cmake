@@ -33,7 +33,7 @@ function(genfast_cpu_target target)
   endif()
 endfunction()
 
-if(NOT GENFAST_SANITIZE)
+if(NOT GENFAST_SANITIZE AND NOT DEFINED GENFAST_KERNEL_OPTIMIZATION)
   set(GENFAST_KERNEL_OPTIMIZATION -O3)
 endif()
 
