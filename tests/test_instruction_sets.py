@@ -34,7 +34,7 @@ def isa_of(path: Path) -> str:
 
 
 def newest_build() -> Path | None:
-    builds = [path.parent for name in ("build.ninja", "Makefile") for path in ROOT.glob(f"build/cp*/{name}")]
+    builds = [path.parent for name in ("build.ninja", "Makefile") for path in ROOT.glob(f"build/cp3*/{name}")]
     return max(builds, key=lambda path: path.stat().st_mtime, default=None)
 
 
