@@ -27,6 +27,7 @@ class BetaVAE(VAE):
     Source: Higgins et al., "beta-VAE", ICLR 2017; Burgess et al., "Understanding disentangling in beta-VAE", 2018.
 
     Examples:
+        >>> import torch
         >>> vae = BetaVAE.mlp(64, hidden=[32], latent=4, beta=4.0)
         >>> x = torch.bernoulli(torch.full((8, 64), 0.5))
         >>> torch.equal(vae.loss(x, seed=1), VAE.loss(vae, x, beta=4.0, seed=1))

@@ -29,6 +29,7 @@ class IWAE(VAE):
     Source: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
 
     Examples:
+        >>> import torch
         >>> model = IWAE.mlp(64, hidden=[32], latent=4, samples=5, gradient="dreg")
         >>> x = torch.bernoulli(torch.full((8, 64), 0.5))
         >>> model.loss(x).backward()
