@@ -169,7 +169,8 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
         packed[block] = 1.0f;
       }
       if (few) {
-        const Ahead ahead = {rows.data, rows.row_stride, in_place ? a.value_depth : 0};
+        const bool copied = rows.data == gathered + nk * a.depth;  // fetching these would evict the keys beside them
+        const Ahead ahead = {rows.data, rows.row_stride, in_place && !copied ? a.value_depth : 0};
         const char* const from = row_at(k, a.dtype, t.batch, unit.kv_head, row);
         with_type(a.dtype, [&](auto* type) {
           few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), k.row, t, a.depth, ahead, tile);

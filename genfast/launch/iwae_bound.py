@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from genfast._checks import wide
 from genfast._native import DTYPE_CODES, C, execution
 from genfast.launch._common import device_guard, pointer
 
@@ -18,8 +19,7 @@ def _sizes(log_weights: Tensor) -> tuple[int, int]:
 
 
 def _bound(log_weights: Tensor) -> Tensor:
-    dtype = torch.float64 if log_weights.dtype == torch.float64 else torch.float32
-    return log_weights.new_empty(log_weights.shape[1:], dtype=dtype)
+    return log_weights.new_empty(log_weights.shape[1:], dtype=wide(log_weights.dtype))
 
 
 def cpp_forward(log_weights: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from genfast import _dispatch
+from genfast._checks import wide
 from genfast._native import DTYPE_CODES, C, execution
 from genfast.launch._common import device_guard, pointer
-from genfast.ops._log_likelihood_reference import LIKELIHOODS, wide
+from genfast.ops._log_likelihood_reference import LIKELIHOODS
 
 Tensor = torch.Tensor
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from genfast._checks import wide
 from genfast._native import DTYPE_CODES, C, execution
 from genfast.launch._common import device_guard, pointer, seed_value_and_pointer
 
@@ -19,8 +20,8 @@ def _rows_and_event(mu: Tensor, event_dims: int) -> tuple[int, int]:
 
 
 def _outputs(mu: Tensor, samples: int, event_dims: int) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
-    return mu.new_empty((samples, *mu.shape)), mu.new_empty((samples, *mu.shape[: mu.dim() - event_dims]), dtype=dtype)
+    batch = mu.shape[: mu.dim() - event_dims]
+    return mu.new_empty((samples, *mu.shape)), mu.new_empty((samples, *batch), dtype=wide(mu.dtype))
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

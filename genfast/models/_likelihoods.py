@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genfast.ops._log_likelihood_reference import tilted_mean
+
 __all__ = ["LIKELIHOODS", "check_likelihood", "mean", "parameters"]
 
 #: Parameters a decoder gives for each value of x.
@@ -29,13 +31,6 @@ def mean(decoder_out: Tensor, likelihood: str, dim: int) -> Tensor:
     if likelihood == "bernoulli":
         return torch.sigmoid(decoder_out)
     if likelihood == "continuous_bernoulli":
-        return _tilted(decoder_out)
+        return tilted_mean(decoder_out)
     centre = decoder_out.chunk(2, dim)[0]
     return centre if likelihood == "gaussian" else ((centre + 1.0) / 2.0).clamp(0.0, 1.0)
-
-
-def _tilted(logits: Tensor) -> Tensor:
-    """The mean of the density proportional to e^(logits x) on [0, 1]."""
-    small = logits.abs() < 1e-2
-    far = torch.where(small, 1.0, logits)
-    return torch.where(small, 0.5 + logits / 12.0, 0.5 + 0.5 / torch.tanh(0.5 * far) - 1.0 / far)

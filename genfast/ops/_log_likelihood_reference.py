@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from genfast._checks import wide
 from genfast.ops._count_likelihood import negative_binomial, zero_inflated
 
-__all__ = ["LIKELIHOODS", "Gradients", "reference", "reference_gradients", "wide"]
+__all__ = ["LIKELIHOODS", "Gradients", "reference", "reference_gradients", "tilted_mean"]
 
 Tensor = torch.Tensor
 
@@ -41,11 +42,6 @@ class Gradients(NamedTuple):
     params: Tensor
     shared: Tensor | None
     x: Tensor | None
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What values and the arithmetic are in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # ---- functions that keep their digits ----
@@ -77,7 +73,7 @@ def _bernoulli_numbers(count: int) -> list[Fraction]:
 _COTH = tuple(float(b / math.factorial(2 * n)) for n, b in enumerate(_bernoulli_numbers(25)[::2]))[1:]
 
 
-def _tilted_mean(logits: Tensor) -> Tensor:
+def tilted_mean(logits: Tensor) -> Tensor:
     """The mean of the density proportional to e^(l x) on [0, 1]: 1 / (1 - e^-l) - 1 / l."""
     small = logits.abs() < 0.75
     near = torch.where(small, logits, 0.0)
@@ -100,7 +96,7 @@ def _bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...], T
 def _continuous_bernoulli(logits: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     size = torch.where(logits < 0, -logits, logits)  # its derivative at 0 is 1, abs's 0
     value = (x * logits - torch.where(logits < 0, 0.0, logits)) - torch.log(_decay(size))
-    return value, (x - _tilted_mean(logits),), logits
+    return value, (x - tilted_mean(logits),), logits
 
 
 def _gaussian(mean: Tensor, logvar: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from genfast._checks import FLOATS, check_float_tensor, shape_of
+from genfast._checks import FLOATS, check_float_tensor, shape_of, wide
 from genfast._op import Backend, Formula, Op, _is_legacy_batched, differentiable
 from genfast.launch import log_likelihood as native
-from genfast.ops._log_likelihood_reference import LIKELIHOODS, Gradients, reference, reference_gradients, wide
+from genfast.ops._log_likelihood_reference import LIKELIHOODS, Gradients, reference, reference_gradients
 
 __all__ = ["log_likelihood", "reference"]
 
