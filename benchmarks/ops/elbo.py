@@ -6,6 +6,7 @@ forward pass. The latents are small.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -115,8 +116,11 @@ def _case(likelihood: str, shape: tuple[int, ...], dtype: torch.dtype, settings:
     else:
         floor = 2 * (elements // 3 * 100) * dtype.itemsize + elements
     targets: dict[str, dict[str, float]] = {}
-    if settings.device == "cpu" and dtype == torch.float32 and likelihood != "bernoulli":
-        targets = {"default": {"eager": 5.0, "compiled": 2.0} if compiled else {"eager": 5.0}}
+    if settings.device == "cpu" and dtype == torch.float32 and compiled:
+        large = elements > 1 << 20
+        aims = {"eager": 5.5, "compiled": 2.2} if large else {"eager": 3.7, "compiled": 2.4}
+        aims = aims if likelihood == "bernoulli" else {"eager": 5.0, "compiled": 2.0}
+        targets = {"default": aims, "kept": aims}
     return Case(
         op="elbo",
         variant=f"{likelihood}, forward+backward",
@@ -147,6 +151,8 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def run(settings: Settings, **options: Any) -> list[harness.Row]:
+    # The gradient is a fresh tensor in each step; from a megabyte on, faults of its pages cost as much as the kernel.
+    settings = dataclasses.replace(settings, large_bytes=min(settings.large_bytes, 2**20))
     return harness.run_cases(cases, settings, "elbo", **options)
 
 

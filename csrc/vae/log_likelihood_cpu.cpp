@@ -10,6 +10,7 @@ namespace GENFAST_ISA {
 namespace {
 
 constexpr int64_t kBlock = 1024;
+constexpr float kInfinity = __builtin_inff();
 
 // A block's inputs, its terms of log p, and where its gradients go (null: not wanted).
 struct Block {
@@ -19,22 +20,45 @@ struct Block {
   float logvar, factor;
 };
 
-bool bernoulli(const Block& b) {
+// body(i, left) for every vector of a block; `left` is a constant where the vector is whole.
+template <typename Body>
+GENFAST_INLINE void for_vectors(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) body(i, int64_t{kWidth});
+  if (i < count) body(i, count - i);
+}
+
+// e^-|logit| of a block. In a loop of its own: exponential and logarithm one after the other are a chain of some 100
+// cycles, and the registers of a core hold two or three of them in flight, but twice as many of each half.
+void decays(const Block& b, float bound) {
+  const float* const first = b.first;
+  float* const terms = b.terms;  // has room past the end
+  for_vectors(b.count, [=](int64_t i, int64_t left) __attribute__((always_inline)) {
+    store_float(terms + i, exp_bounded(negative(min(broadcast(bound), abs(load_upto(first + i, left))))));
+  });
+}
+
+template <bool kGradient>
+bool bernoulli_terms(const Block& b) {
   const VecF zero = broadcast(0.0f), one = broadcast(1.0f), factor = broadcast(b.factor);
+  const float *const first = b.first, *const targets = b.x;
+  float *const terms = b.terms, *const to_first = b.to_first;
   Mask bad = no_lane();
-  for (int64_t i = 0; i < b.count; i += kWidth) {
-    const int64_t left = b.count - i;
-    const VecF logit = load_upto(b.first + i, left), x = load_upto(b.x + i, left);
-    const VecF y = exp_bounded(negative(abs(logit)));
-    const VecF larger = max(zero, logit) - x * logit;
-    store_upto(b.terms + i, negative(larger + log1p_unit(y)), left);
+  for_vectors(b.count, [=, &bad](int64_t i, int64_t left) __attribute__((always_inline)) {
+    const VecF logit = load_upto(first + i, left), x = load_upto(targets + i, left), y = load_float(terms + i);
+    store_float(terms + i, (x * logit - max(zero, logit)) - log1p_unit(y));
     bad = either(bad, either(less(x, zero), less(one, x)));
-    if (b.to_first == nullptr) continue;
+    if (!kGradient) return;
     const VecF r = div(one, one + y);
     const VecF p = select(less(logit, zero), y * r, r);
-    store_upto(b.to_first + i, factor * (x - p), left);
-  }
+    store_upto(to_first + i, factor * (x - p), left);
+  });
   return !any(bad);
+}
+
+bool bernoulli(const Block& b) {
+  decays(b, kInfinity);
+  return b.to_first == nullptr ? bernoulli_terms<false>(b) : bernoulli_terms<true>(b);
 }
 
 // B_2n / (2n)!, for l / 2 coth(l / 2).
@@ -43,10 +67,11 @@ constexpr float kCoth[] = {1.0f / 12, -1.0f / 720, 1.0f / 30240, -1.0f / 1209600
 bool continuous_bernoulli(const Block& b) {
   const VecF zero = broadcast(0.0f), one = broadcast(1.0f), factor = broadcast(b.factor);
   Mask bad = no_lane();
+  decays(b, 1e37f);
   for (int64_t i = 0; i < b.count; i += kWidth) {
     const int64_t left = b.count - i;
-    const VecF logit = load_upto(b.first + i, left), x = load_upto(b.x + i, left);
-    const VecF size = min(broadcast(1e37f), abs(logit)), y = exp_bounded(negative(size));
+    const VecF logit = load_upto(b.first + i, left), x = load_upto(b.x + i, left), y = load_float(b.terms + i);
+    const VecF size = min(broadcast(1e37f), abs(logit));
     store_upto(b.terms + i, (x * logit - max(zero, logit)) - log(decay(size, y)), left);
     bad = either(bad, either(less(x, zero), less(one, x)));
     if (b.to_first == nullptr) continue;

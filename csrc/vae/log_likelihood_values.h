@@ -68,12 +68,20 @@ float segment_sum(const float* values, int64_t count) {
 
 GENFAST_INLINE VecF negative(VecF x) { return broadcast(0.0f) - x; }
 
+// The polynomial of nine coefficients as a tree: half as deep as Horner's rule, with two products more.
+GENFAST_INLINE VecF estrin(VecF x, const float (&c)[9]) {
+  const VecF x2 = x * x, x4 = x2 * x2;
+  const VecF low = fma(fma(broadcast(c[3]), x, broadcast(c[2])), x2, fma(broadcast(c[1]), x, broadcast(c[0])));
+  const VecF high = fma(fma(broadcast(c[7]), x, broadcast(c[6])), x2, fma(broadcast(c[5]), x, broadcast(c[4])));
+  return fma(fma(broadcast(c[8]), x4, high), x4, low);
+}
+
 // log(1 + y) for y in [0, 1].
 GENFAST_INLINE VecF log1p_unit(VecF y) {
   // 1 + y in [1, 2]: halved above sqrt(2), without rounding.
   const Mask low = less(y, broadcast(0.41421354f));
   const VecF s = select(low, y, (y - broadcast(1.0f)) * broadcast(0.5f));
-  const VecF log = fma(s * s, fma(s, horner(s, poly::kLog1p), broadcast(-0.5f)), s);
+  const VecF log = fma(s * s, fma(s, estrin(s, poly::kLog1p), broadcast(-0.5f)), s);
   return log + select(low, broadcast(0.0f), broadcast(poly::kLn2));
 }
 

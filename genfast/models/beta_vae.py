@@ -78,7 +78,7 @@ class BetaVAE(VAE):
         self._samples("loss", samples)
         out = self(x, samples, seed)
         distance = (out.kl.mean() - self.capacity).abs()
-        return beta * distance - self._log_px(out.decoder_out, x).mean()
+        return beta * distance - self._log_px(out.decoder_out, x, averaged=True).mean()
 
     def extra_repr(self) -> str:
         return f"beta={self.beta}, capacity={self.capacity}"

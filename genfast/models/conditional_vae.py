@@ -120,7 +120,7 @@ class ConditionalVAE(VAE):
         """Mean over rows of the negative ELBO of log p(x|y), in nats a row."""
         self._samples("loss", samples)
         out = self(x, y, samples, seed)
-        return beta * out.kl.mean() - self._log_px(out.decoder_out, x).mean()
+        return (beta * out.kl - self._log_px(out.decoder_out, x, averaged=True)).mean()
 
     @torch.no_grad()
     def sample(self, y: Tensor, seed: int | Tensor | None = None) -> Tensor:  # type: ignore[override]

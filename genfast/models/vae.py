@@ -13,6 +13,7 @@ from genfast._checks import check_count
 from genfast.models import _likelihoods
 from genfast.models import _vae_networks as networks
 from genfast.nn import Reparameterize
+from genfast.ops.log_likelihood import mean_factor, rows_log_likelihood
 
 __all__ = ["VAE", "VAEOutput"]
 
@@ -203,8 +204,9 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Parameters of p(x|z) for z [B, L] or [K, B, L]."""
-        out = self.decoder(z.flatten(0, -2))
-        return out.unflatten(0, z.shape[:-1])
+        if z.dim() == 2:
+            return self.decoder(z)
+        return self.decoder(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
 
     def forward(self, x: Tensor, samples: int | None = None, seed: int | Tensor | None = None) -> VAEOutput:
         """Encodes x, draws z and decodes it.
@@ -249,10 +251,13 @@ class VAE(nn.Module):
                 self.decode(z), x, mu, logvar, likelihood=self.likelihood, beta=beta, free_bits=free_bits
             ).loss
         out = self(x, samples, seed)
-        return beta * out.kl.mean() - self._log_px(out.decoder_out, x).mean()
+        kl = out.kl if beta == 1.0 else beta * out.kl
+        return (kl - self._log_px(out.decoder_out, x, averaged=True)).mean()
 
-    def _log_px(self, decoder_out: Tensor, x: Tensor) -> Tensor:
-        return ops.log_likelihood(decoder_out, x, likelihood=self.likelihood)
+    def _log_px(self, decoder_out: Tensor, x: Tensor, averaged: bool = False) -> Tensor:
+        """log p(x|z) of each row; ``averaged``: minus the mean of all rows is what will be differentiated."""
+        factor = mean_factor(decoder_out, x, self.likelihood) if averaged else 1.0
+        return rows_log_likelihood("log_likelihood", decoder_out, x, self.likelihood, None, None, None, factor)
 
     def _samples(self, what: str, samples: int | None) -> None:
         if samples is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from genfast._checks import check_float_tensor, shape_of
-from genfast.ops.log_likelihood import rows_log_likelihood
+from genfast.ops.log_likelihood import mean_factor, rows_log_likelihood
 from genfast.ops.reparameterize import gaussian_kl
 
 __all__ = ["ELBOTerms", "elbo"]
@@ -159,10 +159,9 @@ def elbo(
         raise TypeError(f"elbo: x must be a torch.Tensor [B, ...], got {type(x).__name__}")
     _check_latents(mu, logvar, z, kl, x.shape[0])
 
-    rows = x.shape[0] if reduction == "mean" else 1
-    samples = decoder_out.shape[0] if decoder_out.dim() - x.dim() - (likelihood == "categorical") == 1 else 1
-    # The cotangent of a row in loss.backward(); float16 holds gradients unscaled, because the scaled are too small.
-    factor = 1.0 if decoder_out.dtype == torch.float16 else -1.0 / max(rows * samples, 1)
+    factor = mean_factor(decoder_out, x, likelihood)
+    if reduction != "mean":  # of a sum over rows, still the mean over samples
+        factor *= max(x.shape[0], 1) if factor < 0.0 else 1.0
     found = rows_log_likelihood("elbo", decoder_out, x, likelihood, scale, x_logvar, log_theta, factor)
 
     latent_dims = mu.dim() - 1

@@ -364,6 +364,14 @@ def _shared(op: str, name: str, value: Any, out: Tensor, x: Tensor) -> Tensor:
     return value.to(wide(out.dtype)).expand(rows, *x.shape[1:]).reshape(rows, math.prod(x.shape[1:]))
 
 
+def mean_factor(decoder_out: Tensor, x: Tensor, likelihood: str) -> float:
+    """The cotangent of a row where minus the mean over all rows is differentiated: ``rows_log_likelihood``'s factor."""
+    if decoder_out.dtype == torch.float16 or decoder_out.dim() == 0 or x.dim() == 0:
+        return 1.0  # float16 holds gradients unscaled, because the scaled are too small
+    sampled = decoder_out.dim() - x.dim() - (likelihood == "categorical") == 1
+    return -1.0 / max(x.shape[0] * (decoder_out.shape[0] if sampled else 1), 1)
+
+
 def rows_log_likelihood(
     op: str,
     decoder_out: Tensor,
