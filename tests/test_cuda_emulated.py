@@ -25,7 +25,6 @@ CXX = shutil.which("g++")
 pytestmark = [
     pytest.mark.skipif(NVCC is None or CXX is None, reason="needs the headers of the CUDA toolkit and g++"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("emulated"),  # one build for all
 ]
 RUNS = {
     "rbm_half_step": _rbm_cuda.half_step,

@@ -87,7 +87,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("wheel")  # one build for all
 @needs_cmake
 @needs_backend
 class TestWheel:
