@@ -402,11 +402,32 @@ def test_the_plain_bound_is_the_bound():
 def test_the_rate_falls_by_ten_in_growing_steps():
     from genfast.benchmarks.reproduce import iwae
 
-    rates = [iwae.rate(i / 3280) for i in range(3280)]
+    rates = [iwae.rate(i / 3280, published=True) for i in range(3280)]
     lengths = [rates.count(rate) for rate in dict.fromkeys(rates)]
     assert lengths == [1, 3, 9, 27, 81, 243, 729, 2187]
     assert rates[0] == 1e-3
     assert rates[-1] == pytest.approx(1e-4)
+    short = [iwae.rate(i / 20, published=False) for i in range(20)]
+    assert short[:13] == [1e-3] * 13
+    assert 1e-4 < short[-1] < 1.5e-4
+
+
+def test_an_iwae_run_goes_on_where_it_ended(tmp_path):
+    """Runs that the folder has are kept, others are added; of another schedule none is."""
+    from genfast.benchmarks.reproduce import iwae
+
+    options = {"quick": True, "out": tmp_path, "threads": 1, "seeds": "0"}
+    iwae.main(**options, kernels="on", samples="1,5,50")
+    first = rows_of(tmp_path / "runs.csv")
+    iwae.main(**options, kernels="both", samples="1,5,50", resume=True)
+    both = rows_of(tmp_path / "runs.csv")
+    assert [row["kernels"] for row in first] == ["on", "on"]
+    assert [row["kernels"] for row in both] == ["on", "on", "off", "off"]
+    for old, new in zip(first, both, strict=False):
+        assert old["negative_log_likelihood"] == new["negative_log_likelihood"]
+    text = (tmp_path / "runs.csv").read_text().replace(",3,200,", ",4,200,")
+    (tmp_path / "runs.csv").write_text(text)
+    assert iwae.finished(tmp_path / "runs.csv", iwae.Schedule.of(quick=True, full=False)) == []
 
 
 def test_the_plain_quantizer_is_the_textbooks():

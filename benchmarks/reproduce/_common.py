@@ -267,8 +267,7 @@ def finish(
         seeds: of the run.
         note: on the data and where the setting differs from the published one.
     """
-    folder = out or _default_folder(name, quick)
-    folder.mkdir(parents=True, exist_ok=True)
+    place = output_folder(name, out, quick)
     facts = {**report.machine("cpu"), "seeds": " ".join(map(str, seeds)), "note": note, "command": _command(name)}
     rows = []
     for line in lines:
@@ -279,11 +278,18 @@ def finish(
                 "runs": len(line.values), "source": line.source,
             }
         )  # fmt: skip
-    write_csv(folder / "table.csv", rows, facts)
+    write_csv(place / "table.csv", rows, facts)
     for stem, found in tables.items():
-        write_csv(folder / f"{stem}.csv", found, facts)
-    _print(title, rows, note, folder)
-    return folder
+        write_csv(place / f"{stem}.csv", found, facts)
+    _print(title, rows, note, place)
+    return place
+
+
+def output_folder(name: str, out: Path | None, quick: bool) -> Path:
+    """Where a reproduction's files go, made if need be; see ``finish``."""
+    place = out or _default_folder(name, quick)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _command(name: str) -> str:
@@ -316,7 +322,7 @@ def _cell(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _print(title: str, rows: Iterable[Mapping[str, Any]], note: str, folder: Path) -> None:
+def _print(title: str, rows: Iterable[Mapping[str, Any]], note: str, place: Path) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 140
@@ -330,7 +336,7 @@ def _print(title: str, rows: Iterable[Mapping[str, Any]], note: str, folder: Pat
         table.add_row(row["quantity"], *figures, str(row["runs"]), row["source"])
     console.print(table)
     console.print(note, style="yellow", highlight=False, markup=False)
-    console.print(f"written to {folder}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written to {place}", highlight=False, markup=False, soft_wrap=True)
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
