@@ -65,11 +65,9 @@ def triton(params, shared, x, likelihood, logvar, factor, want_params, want_shar
     return value, to_params, to_shared
 
 
-def triton_supports(params: Tensor, shared: Tensor | None, x: Tensor, likelihood: str, *rest: object) -> str | None:
+def triton_supports(params: Tensor, *rest: object) -> str | None:
     if params.dtype == torch.float64:
         return "float64 runs on the cpp and reference backends"
-    if likelihood in ("negative_binomial", "zero_inflated_negative_binomial"):
-        return f"the Triton kernels have no {likelihood}"
     return None
 
 

@@ -20,11 +20,6 @@ COUNTS = ("negative_binomial", "zero_inflated_negative_binomial")
 PLANES = {"gaussian": 2, "discretized_logistic": 2, "negative_binomial": 2, "zero_inflated_negative_binomial": 3}
 
 
-def _likelihoods(c: Context) -> tuple[str, ...]:
-    """Those that the backend has."""
-    return tuple(n for n in LIKELIHOODS if c.backend in ("cpp", "reference") or n not in COUNTS)
-
-
 def _inputs(
     c: Context,
     likelihood: str,
@@ -67,7 +62,7 @@ def _exact(out: Tensor, x: Tensor, likelihood: str, shared: Tensor | None = None
 def _cases(c: Context) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
     shapes = SHAPES[:4] if c.size_class == "tiny" else SHAPES
     for turn, shape in enumerate(shapes):
-        for likelihood in _likelihoods(c):
+        for likelihood in LIKELIHOODS:
             if likelihood == "discretized_logistic_mixture" and shape[1] not in (1, 3):
                 continue
             for dtype in c.dtypes_of(turn):
@@ -118,7 +113,7 @@ def cotangents(c: Context) -> None:
 
 def samples(c: Context) -> None:
     """K samples of one target, which is not repeated."""
-    for turn, likelihood in enumerate(_likelihoods(c)):
+    for turn, likelihood in enumerate(LIKELIHOODS):
         for dtype in c.dtypes_of(turn):
             out, x = _inputs(c, likelihood, (3, 3, 37), dtype, 4)
             leaf = out.requires_grad_()
@@ -173,7 +168,7 @@ def outside(c: Context) -> None:
 
 def layouts(c: Context) -> None:
     """Strided, expanded and misaligned parameters and targets."""
-    for turn, likelihood in enumerate(_likelihoods(c)):
+    for turn, likelihood in enumerate(LIKELIHOODS):
         for dtype in c.dtypes_of(turn):
             out, x = _inputs(c, likelihood, (4, 3, c.scaled(37, 5)), dtype)
             want = _exact(out, x, likelihood)[0]
@@ -191,7 +186,7 @@ def layouts(c: Context) -> None:
 def extremes(c: Context) -> None:
     """Parameters to 1e4: never NaN, and right where the exact value can be held."""
     line = torch.tensor([0.0, 1e-4, -1.0, 20.0, -20.0, 88.0, -90.0, 100.0, -100.0, 1e4, -1e4], dtype=torch.float64)
-    for turn, likelihood in enumerate(_likelihoods(c)):
+    for turn, likelihood in enumerate(LIKELIHOODS):
         for dtype in c.dtypes_of(turn):
             out, x = _inputs(c, likelihood, (40, 1, 9), dtype)
             index = torch.randint(len(line), out.shape, generator=c.generator)
@@ -212,7 +207,7 @@ def extremes(c: Context) -> None:
 
 def derivatives(c: Context) -> None:
     """Double backward and forward mode beside the kernel's own gradient."""
-    for likelihood in _likelihoods(c):
+    for likelihood in LIKELIHOODS:
         dtype = c.dtypes[0]
         out, x = _inputs(c, likelihood, (2, 3, 4), dtype)
 
@@ -243,7 +238,7 @@ def zero_sizes(c: Context) -> None:
     """No rows or positions."""
     for dtype in c.dtypes:
         for shape in ((0, 1, 4), (2, 1, 0)):
-            for likelihood in _likelihoods(c):
+            for likelihood in LIKELIHOODS:
                 out, x = _inputs(c, likelihood, shape, dtype)
                 leaf = out.requires_grad_()
                 got = ops.log_likelihood(leaf, x, likelihood=likelihood)
@@ -264,7 +259,7 @@ def _call(first: Tensor, second: Tensor, seed: Any) -> tuple[Tensor, ...]:
 
 def determinism(c: Context) -> None:
     """Bit for bit the same on every run."""
-    for turn, likelihood in enumerate(_likelihoods(c)):
+    for turn, likelihood in enumerate(LIKELIHOODS):
         for dtype in c.dtypes_of(turn):
             out, x = _inputs(c, likelihood, (3, 3, c.scaled(1501, 40)), dtype)
             first = ops.log_likelihood(out, x, likelihood=likelihood)

@@ -20,10 +20,12 @@ import triton
 import triton.language as tl
 
 from genfast.kernels.triton import noise
+from genfast.kernels.triton._count_likelihood import count_kernel
 
 WARPS = 4
 NAMES = ("bernoulli", "continuous_bernoulli", "gaussian", "categorical", "discretized_logistic",
-         "discretized_logistic_mixture")  # fmt: skip
+         "discretized_logistic_mixture", "negative_binomial", "zero_inflated_negative_binomial")  # fmt: skip
+MOST = {3: 256, 5: 128, 6: 128, 7: 128}  # positions of a program, 1,024 where nothing is said
 HALF_BIN = tl.constexpr(1.0 / 255.0)
 LOG_BIN = tl.constexpr(-4.8481163)
 COTH = tl.constexpr((1.0 / 12, -1.0 / 720, 1.0 / 30240, -1.0 / 1209600, 1.0 / 47900160, -5.284190e-10))
@@ -328,7 +330,7 @@ def run(
     rows, planes, size = params.shape
     kind, unit = NAMES.index(likelihood), x.dtype.is_floating_point
     x = x.view(torch.uint8) if x.dtype == torch.bool else x
-    n = _positions(size, 1024 if kind not in (3, 5) else 256 if kind == 3 else 128)
+    n = _positions(size, MOST.get(kind, 1024))
     chunks = triton.cdiv(size, n)
     partial = params.new_empty((rows, chunks), dtype=torch.float32)
     grid = (rows * chunks,)
@@ -341,6 +343,11 @@ def run(
         mixture_kernel[grid](
             params, x, partial, to_params, size, chunks, x.shape[0], planes // (3 if channels == 1 else 10), factor,
             CHANNELS=channels, UNIT=unit, N=n, num_warps=WARPS,
+        )  # fmt: skip
+    elif kind > 5:
+        count_kernel[grid](
+            params, shared, x, partial, to_params, to_shared, size, chunks, x.shape[0],
+            1 if shared is None else shared.shape[0], factor, PLANES=planes, ZEROS=kind == 7, N=n, num_warps=WARPS,
         )  # fmt: skip
     else:
         element_kernel[grid](
@@ -364,6 +371,8 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
     """(kernel, signature, constexprs, attrs, num_warps, label) of shipped configurations, for the tests."""
     element = {"UNIT": True, "N": 1024, "shared_ptr": None, "to_shared_ptr": None}
     mixture = {"UNIT": False, "N": 128}
+    count = {"N": 128, "PLANES": 2}
+    own = {"shared_ptr": None, "to_shared_ptr": None}
     for kernel, dtype, x_type, constexprs, label in (
         (element_kernel, "fp32", "fp32", element | {"KIND": 0, "PLANES": 1}, "bernoulli"),
         (element_kernel, "bf16", "fp32", element | {"KIND": 0, "PLANES": 1}, "bernoulli"),
@@ -373,10 +382,13 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
         (categorical_kernel, "fp32", "i64", {"N": 256}, "categorical"),
         (mixture_kernel, "fp32", "u8", mixture | {"CHANNELS": 3}, "mixture-3"),
         (mixture_kernel, "bf16", "u8", mixture | {"CHANNELS": 1}, "mixture-1"),
+        (count_kernel, "fp32", "fp32", count | own | {"ZEROS": False}, "counts"),
+        (count_kernel, "bf16", "u8", count | {"ZEROS": True}, "zero-inflated"),
         (scale_kernel, "fp32", "fp32", {"N": 1024}, "scale"),
     ):
         types = {"params_ptr": f"*{dtype}", "values_ptr": f"*{dtype}", "to_params_ptr": f"*{dtype}",
-                 "x_ptr": f"*{x_type}", "value_ptr": "*fp32", "cotangent_ptr": "*fp32"}  # fmt: skip
+                 "x_ptr": f"*{x_type}", "value_ptr": "*fp32", "cotangent_ptr": "*fp32", "shared_ptr": "*fp32",
+                 "to_shared_ptr": "*fp32"}  # fmt: skip
         numbers = {"logvar": "fp32", "factor": "fp32", "held": "fp32"}
         signature = {
             n: "constexpr" if n in constexprs else types.get(n, numbers.get(n, "i32")) for n in kernel.arg_names

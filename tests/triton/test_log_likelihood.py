@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 from test_aot import compile_variants
 
 pytest.importorskip("triton")
@@ -14,7 +13,6 @@ import triton
 if not triton.knobs.runtime.interpret:
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
-import genfast
 from genfast.verify import Context, checks_of, run_check
 
 CHECKS = {check.name: check for check in checks_of("triton/log_likelihood") if not check.gpu_only}
@@ -26,18 +24,13 @@ def test_the_kernels_pass_their_checks(name):
     assert record.cases > 0
 
 
-def test_counts_say_why_they_are_not_there():
-    x = torch.ones(2, 3)
-    with genfast.use_backend("triton"), pytest.raises(RuntimeError, match="no negative_binomial"):
-        genfast.ops.log_likelihood(torch.zeros(2, 6), x, likelihood="negative_binomial")
-
-
 @pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants("log_likelihood", capability, "" if capability == 90 else "fp32", tmp_path)
-    assert len(variants) == (9 if capability == 90 else 6)
+    assert len(variants) == (11 if capability == 90 else 7)
     for label, found in variants.items():
         assert not any(re.match("LDL|STL", i) for i in found["instructions"]), label
         assert all(s == 0 for s in found["stack"]), label
         if found["registers"]:
-            assert max(found["registers"]) <= 168, (label, found["registers"])
+            most = 255 if "counts" in label or "zero" in label else 168  # counts are in float64
+            assert max(found["registers"]) <= most, (label, found["registers"])
