@@ -126,7 +126,7 @@ def samples(c: Context) -> None:
 
 
 def shared(c: Context) -> None:
-    """A log variance that rows share, of one value, one a position, and one a row; and a fixed one."""
+    """A log variance that rows share, of one value, one a position, and one a row; a fixed one; a shared dispersion."""
     for dtype in c.dtypes:
         out, x = _inputs(c, "bernoulli", (4, 1, 37), dtype)
         kept = torch.float64 if dtype == torch.float64 else torch.float32
@@ -145,6 +145,19 @@ def shared(c: Context) -> None:
         c.compare_norm(
             "log p by a fixed scale", got, -0.5 * (z * z - 1.3862943611198906 + 1.8378770664093453).sum((1, 2))
         )
+        for likelihood in COUNTS:
+            planes = PLANES[likelihood] - 1
+            params, targets = c.normal(4, planes, 37, dtype=dtype), (5 * x).round().to(torch.uint8)
+            log_theta = c.normal(37, dtype=kept).requires_grad_()
+            got = ops.log_likelihood(params, targets, likelihood=likelihood, log_theta=log_theta)
+            rows = log_theta.detach().cpu().double().view(1, 37)
+            want = reference(params.cpu().double(), rows, targets.cpu(), likelihood)
+            c.compare_norm(f"log p by a shared dispersion, {likelihood}", got, want)
+            (slope,) = torch.autograd.grad(got.sum(), log_theta)
+            held = reference_gradients(params.cpu().double(), rows, targets.cpu(), likelihood).shared
+            assert held is not None
+            c.compare_norm(f"gradient of a shared dispersion, {likelihood}", slope, held.sum(0))
+        c.ran(dtype, (4, 1, 37), "shared", "fixed scale")
         c.ran(dtype, (4, 1, 37), "shared", "fixed scale")
 
 
