@@ -286,7 +286,7 @@ def _compare(rows: list[Row], case: Case, settings: Settings) -> None:
     baselines = {**timed, **{group: min(values) for group, values in groups.items() if values}}
     compiled = min((value for name, value in timed.items() if name.startswith("compiled")), default=None)
     for row in rows:
-        if row.median_us is None:
+        if not row.median_us:  # not timed, or below what the clock tells apart
             continue
         others = {name: value for name, value in rivals.items() if name != row.contender}
         best = min(others, key=lambda name: others[name], default=None)

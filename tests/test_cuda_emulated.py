@@ -90,7 +90,7 @@ def cuda(monkeypatch, emulated):
     return emulated
 
 
-@pytest.mark.parametrize(("name", "sizes"), zip(RUNS, ("small", "tiny", "tiny", "small"), strict=True))
+@pytest.mark.parametrize(("name", "sizes"), list(zip(RUNS, ("small", "tiny", "tiny", "small"), strict=True)))
 def test_protocol_passes_emulated(name, sizes, cuda):
     for check in checks_of(f"cuda/rbm/{name}"):
         if not check.gpu_only:
