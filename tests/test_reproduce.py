@@ -348,7 +348,7 @@ def recomputed(name, folder):
     if name == "vqvae":
         return {
             f"perplexity of the codes: {kind}": column("runs", "perplexity", quantizer=kind)
-            for kind in ("genfast", "plain")
+            for kind in ("genfast", "plain", "revived")
         }
     return {f"RBM, {movielens.HIDDEN} hidden units": column("runs", "rbm")}
 
