@@ -1,6 +1,7 @@
 """The reproductions: readers of data, figures in tables, and each script from end to end on small data."""
 
 import csv
+import dataclasses
 import gzip
 import importlib
 import math
@@ -427,7 +428,12 @@ def test_an_iwae_run_goes_on_where_it_ended(tmp_path):
         assert old["negative_log_likelihood"] == new["negative_log_likelihood"]
     text = (tmp_path / "runs.csv").read_text().replace(",3,200,", ",4,200,")
     (tmp_path / "runs.csv").write_text(text)
-    assert iwae.finished(tmp_path / "runs.csv", iwae.Schedule.of(quick=True, full=False)) == []
+    schedule, digits = iwae.Schedule.of(quick=True, full=False), common.load_digits(None, quick=True)
+    assert iwae.finished(tmp_path / "runs.csv", schedule, digits) == []
+    (tmp_path / "runs.csv").write_text(text.replace(",4,200,", ",3,200,"))
+    assert len(iwae.finished(tmp_path / "runs.csv", schedule, digits)) == 4
+    fewer = dataclasses.replace(digits, train=digits.train[1:])
+    assert iwae.finished(tmp_path / "runs.csv", schedule, fewer) == []
 
 
 def test_the_plain_quantizer_is_the_textbooks():

@@ -135,7 +135,7 @@ def run(
     with torch.no_grad():
         bound = model.loss(test, samples=which.samples, seed=0).item()
     return {
-        **which._asdict(), "epochs": schedule.epochs, "images": len(test),
+        **which._asdict(), "epochs": schedule.epochs, "images": len(test), "train": len(digits.train),
         "negative_log_likelihood": -found.mean().item(), "negative_bound": bound,
         "active_units": active_units(model, test),
     }  # fmt: skip
@@ -147,11 +147,11 @@ def active_units(model: IWAE, x: Tensor) -> int:
     return int((model.encode(x)[0].var(0) > 0.01).sum())
 
 
-def finished(path: Path, schedule: Schedule) -> list[dict[str, Any]]:
-    """The rows of an earlier run's file that have this schedule."""
+def finished(path: Path, schedule: Schedule, digits: common.Digits) -> list[dict[str, Any]]:
+    """The rows of an earlier run's file that have this schedule and this much data."""
     if not path.exists():
         return []
-    whole, text = ("samples", "seed", "epochs", "images", "active_units"), ("kernels", "gradient")
+    whole, text = ("samples", "seed", "epochs", "images", "train", "active_units"), ("kernels", "gradient")
     numbers = ("negative_log_likelihood", "negative_bound")
     with path.open(newline="") as file:
         rows = [
@@ -159,7 +159,8 @@ def finished(path: Path, schedule: Schedule) -> list[dict[str, Any]]:
              for key in (*text, *whole, *numbers)}
             for row in csv.DictReader(file)
         ]  # fmt: skip
-    return [row for row in rows if row["epochs"] == schedule.epochs and row["images"] <= schedule.images]
+    wanted = schedule.epochs, min(schedule.images, len(digits.test)), len(digits.train)
+    return [row for row in rows if (row["epochs"], row["images"], row["train"]) == wanted]
 
 
 def values(rows: list[dict[str, Any]], kernels: str, gradient: str, samples: int) -> dict[int, float]:
@@ -239,7 +240,7 @@ def main(
     runs = [Run(side, *setting, seed) for seed in chosen for setting in settings for side in sides]
 
     folder = common.output_folder("iwae", out, quick)
-    rows = finished(folder / "runs.csv", schedule) if resume else []
+    rows = finished(folder / "runs.csv", schedule, digits) if resume else []
     done = {tuple(row[key] for key in Run._fields) for row in rows}
     runs = [which for which in runs if which not in done]
     with Progress(transient=True) as progress:

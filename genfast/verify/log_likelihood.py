@@ -158,7 +158,6 @@ def shared(c: Context) -> None:
             assert held is not None
             c.compare_norm(f"gradient of a shared dispersion, {likelihood}", slope, held.sum(0))
         c.ran(dtype, (4, 1, 37), "shared", "fixed scale")
-        c.ran(dtype, (4, 1, 37), "shared", "fixed scale")
 
 
 def outside(c: Context) -> None:
