@@ -21,6 +21,7 @@ PYBIND11_MODULE(_C, m) {
   genfast::bind_rbm(cpu);
   genfast::bind_attention(cpu);
   genfast::bind_transformer(cpu);
+  genfast::bind_gan(cpu);
 
   m.def("kernel_manifest", [] { return genfast::kKernelManifest; });
   m.def("cpu_isa", [] { return genfast::isa_name(genfast::current_isa()); });

@@ -16,6 +16,7 @@ void bind_vae(pybind11::module_& cpu);
 void bind_rbm(pybind11::module_& cpu);
 void bind_attention(pybind11::module_& cpu);
 void bind_transformer(pybind11::module_& cpu);
+void bind_gan(pybind11::module_& cpu);
 #if defined(GENFAST_WITH_CUDA)
 void bind_cuda(pybind11::module_& cuda);
 #endif
