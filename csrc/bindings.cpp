@@ -1,5 +1,9 @@
 #include "bindings.h"
 
+#include <pybind11/stl.h>
+
+#include <optional>
+
 #include "common/cpu_features.h"
 #include "kernel_manifest.h"
 
@@ -38,5 +42,10 @@ PYBIND11_MODULE(_C, m) {
     }
     throw std::invalid_argument("unknown instruction set '" + name + "': choose baseline, avx2, avx512 or amx");
   });
+  m.def("set_bfloat16_pairs", [](std::optional<bool> choice) {  // for tests: None leaves it to the machine
+    using genfast::Choice;
+    genfast::set_bfloat16_pairs(!choice.has_value() ? Choice::kAuto : *choice ? Choice::kOn : Choice::kOff);
+  });
+  m.def("bfloat16_pairs", &genfast::use_bfloat16_pairs);
   genfast::current_isa();  // a wrong GENFAST_CPU is reported at import
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "attention/attention_cpu.h"
@@ -50,7 +51,16 @@ Attention with_strides(const Attention& given) {
   a.lse_batch = packed ? 0 : a.heads * a.queries;
   a.lse_head = a.queries;
   a.lse_row = 1;
+  a.pairs = false;
   return a;
+}
+
+// Whether products may run in pairs of bfloat16: rows must begin at whole pairs.
+bool in_pairs(const Attention& a, std::initializer_list<const Rows*> all) {
+  if (a.dtype != DType::kBFloat16 || a.depth % 2 != 0 || a.value_depth % 2 != 0 || !use_bfloat16_pairs()) return false;
+  return std::all_of(all.begin(), all.end(), [](const Rows* x) {
+    return reinterpret_cast<uintptr_t>(x->data) % 4 == 0 && (x->batch | x->head | x->row) % 2 == 0;
+  });
 }
 
 Rows moved(const Rows& x, DType dtype, int64_t rows) {
@@ -174,7 +184,7 @@ void for_queries(const Args& args, int threads, const Prepare& prepare, int64_t 
 
 // One query a head, as in decoding: the heads of a group become the queries of one head, which read its keys together.
 // Their scores must need nothing that is a head's own but a bias or a mask, which have strides.
-AttentionForward folded(const AttentionForward& args) {
+AttentionForward folded_heads(const AttentionForward& args) {
   AttentionForward out = args;
   Attention& a = out.a;
   if (a.queries != 1 || a.heads <= a.kv_heads || a.table != nullptr || a.sinks != nullptr || a.dropout_threshold != 0)
@@ -204,6 +214,12 @@ AttentionForward folded(const AttentionForward& args) {
     stride[2] = stride[1];
     stride[1] *= group;
   }
+  return out;
+}
+
+AttentionForward folded(const AttentionForward& args) {
+  AttentionForward out = folded_heads(args);
+  out.a.pairs = out.a.queries > kFewQueries && in_pairs(out.a, {&out.a.q, &out.a.k, &out.a.v});
   return out;
 }
 
@@ -306,6 +322,7 @@ void attention_gradient(const AttentionGradient& given, int threads) {
   AttentionGradient args = given;
   args.a = with_strides(given.a);
   args.t.a = with_strides(given.t.a);
+  args.a.pairs = !args.second && in_pairs(args.a, {&args.a.q, &args.a.k, &args.a.v, &args.dout});
   const Attention& a = args.a;
   const bool packed = a.q_starts != nullptr;
   args.partial_batch = packed ? 0 : a.heads * a.queries * a.depth;

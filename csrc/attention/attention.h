@@ -13,6 +13,8 @@ struct Rows {
   int64_t batch, head, row;  // strides
 };
 
+constexpr int64_t kFewQueries = 8;  // up to so many, keys are read once and packing them would not pay
+
 struct Attention {
   DType dtype;  // of q, k, v, the bias, and everything of their shapes
   int64_t batch, heads, kv_heads, queries, keys, depth, value_depth;
@@ -49,6 +51,7 @@ struct Attention {
   int64_t lse_batch, lse_head, lse_row;  // strides of lse and its like
   const int32_t* pages;  // key j is row j % page_size of element pages[j / page_size] of k's and v's batch; or null
   int64_t page_size;
+  bool pairs;  // products in pairs of bfloat16 (common/gemm/product_pairs.h)
 };
 
 struct AttentionForward {

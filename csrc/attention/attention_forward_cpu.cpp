@@ -10,9 +10,10 @@ using namespace attention;
 namespace {
 
 // One block of scores: moves the running maximum and sum of each query on, and leaves P, relative to the new maximum,
-// in the tile. `rescale` takes the factors of what was summed before.
-void softmax_block(const Attention& a, const Tile& t, float* tile, const float* dropped, float* top, float* total,
-                   float* rescale) {
+// in the tile, in pairs of keys where kPairs. `rescale` takes the factors of what was summed before.
+template <bool kPairs>
+GENFAST_NOINLINE void softmax_block(const Attention& a, const Tile& t, float* tile, const float* dropped, float* top,
+                                    float* total, float* rescale) {
   for (int64_t i = 0; i < t.queries; i += kWidth) {
     const VecF before = load_float(top + i);
     VecF most[2] = {before, before};
@@ -28,19 +29,19 @@ void softmax_block(const Attention& a, const Tile& t, float* tile, const float* 
     const VecF base = select(less(now, broadcast(-3.4e38f)), broadcast(0.0f), now);  // nothing seen yet: no NaN
     const VecF factor = exp_or_zero(before - base);
     VecF sums[2] = {load_float(total + i) * factor, broadcast(0.0f)};
-    for (j = 0; j + 2 <= keys; j += 2) {
-      for (int l = 0; l < 2; ++l) {
-        float* const at = column + (j + l) * t.stride;
-        const VecF p = exp_or_zero(load_float(at) - base);
+    for (j = 0; j < keys; j += 2) {
+      VecF kept[2] = {broadcast(0.0f), broadcast(0.0f)};
+      for (int l = 0; l < 2 && j + l < keys; ++l) {
+        const int64_t at = (j + l) * t.stride;
+        const VecF p = exp_or_zero(load_float(column + at) - base);
         sums[l] = sums[l] + p;
-        store_float(at, dropped == nullptr ? p : p * load_float(dropped + (j + l) * t.stride + i));
+        kept[l] = dropped == nullptr ? p : p * load_float(dropped + at + i);
+        if constexpr (!kPairs) store_float(column + at, kept[l]);
       }
+      if constexpr (kPairs) store_float(column + j / 2 * t.stride, gemm::pair_of(kept[0], kept[1]));
     }
-    if (j < keys) {
-      float* const at = column + j * t.stride;
-      const VecF p = exp_or_zero(load_float(at) - base);
-      sums[0] = sums[0] + p;
-      store_float(at, dropped == nullptr ? p : p * load_float(dropped + j * t.stride + i));
+    if constexpr (kPairs) {
+      for (j = parts(keys, 2); j < parts(t.keys, 2); ++j) store_float(column + j * t.stride, broadcast(0.0f));
     }
     store_float(top + i, now);
     store_float(total + i, sums[0] + sums[1]);
@@ -132,7 +133,7 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
     if (few) {
       load_few(a, t, q);
     } else {
-      pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
+      pack(Form::kColumns, a, a.q, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
     }
     for (int64_t i = 0; i < nq; ++i) {
       top[i] = a.sinks == nullptr ? scalar_from_bits(0xFF800000u) : a.sinks[t.head];
@@ -154,17 +155,17 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
         v = page_rows(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, gathered + nk * a.depth);
         row = 0;
       }
-      gemm::Right rows = packed_keys(t, own_values);
+      gemm::Right rows = packed_keys(a, t, own_values);
       if (in_place) {
         const char* const from = row_at(v, a.dtype, t.batch, unit.kv_head, row);
         rows = {reinterpret_cast<const float*>(from), kTileColumns, v.row};
       }
       if (packed[block] == 0.0f) {
         if (!few) {
-          pack(Form::kGroups, k, a.dtype, t.batch, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
+          pack(Form::kGroups, a, k, t.batch, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
         }
         if (!in_place) {
-          pack(Form::kRows, v, a.dtype, t.batch, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
+          pack(Form::kRows, a, v, t.batch, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
         }
         packed[block] = 1.0f;
       }
@@ -176,17 +177,18 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
           few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), k.row, t, a.depth, ahead, tile);
         });
       } else {
-        scores_product(a, t, own_keys, q, a.depth, tile, true);
+        scores_product(a, t, own_keys, q, a.depth, a.scale, tile, true);
       }
       if (!plain || !all_visible(a, t)) finish_scores(a, t, tile, nullptr, extra);
       if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, factors);
-      softmax_block(a, t, tile, a.dropout_threshold != 0 ? factors : nullptr, top, total, rescale);
+      auto* const softmax = a.pairs ? &softmax_block<true> : &softmax_block<false>;
+      softmax(a, t, tile, a.dropout_threshold != 0 ? factors : nullptr, top, total, rescale);
       if (!fresh) {
         for (int64_t i = 0; i < t.queries; ++i) {
           if (rescale[i] != 1.0f) scale_row(out + i * width, width, rescale[i]);
         }
       }
-      if (!is_rectangle(a, t)) clear_hidden(a, t, tile);
+      if (!a.pairs && !is_rectangle(a, t)) clear_hidden(a, t, tile);
       query_product(a, t, tile, rows, a.value_depth, out, width, fresh);
       fresh = false;
     }

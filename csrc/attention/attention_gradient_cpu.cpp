@@ -125,13 +125,15 @@ void attention_gradient_unit(const AttentionGradient& args, int64_t batch, int64
         if (args.bias_gradient != BiasGradient::kNone || args.dtable != nullptr) {
           add_bias_gradient(args, t, tiles.w, split);
         }
+        if (a.pairs) pair_tiles(t, tiles.p, tiles.g, tiles.extra);
         float* const own_dq = dq + t.query * depth;
         key_product(a, t, tiles.p, q.dout_rows, a.value_depth, own_dv, value_depth);
         key_product(a, t, tiles.g, q.q_rows, a.depth, own_dk, depth);
-        query_product(a, t, tiles.g, packed_keys(t, k.k_rows), a.depth, own_dq, depth, false);
+        query_product(a, t, a.pairs ? tiles.extra : tiles.g, packed_keys(a, t, k.k_rows), a.depth, own_dq, depth,
+                      false);
         if (args.second) {
           key_product(a, t, tiles.z, q.tangent_rows, a.depth, own_dk, depth);
-          query_product(a, t, tiles.z, packed_keys(t, k.tangent_rows), a.depth, own_dq, depth, false);
+          query_product(a, t, tiles.z, packed_keys(a, t, k.tangent_rows), a.depth, own_dq, depth, false);
         }
       }
       loaded = true;
@@ -144,7 +146,7 @@ void attention_gradient_unit(const AttentionGradient& args, int64_t batch, int64
     }
   }
   if (keys > 0) {
-    store_rows(a.dtype, dk, depth, keys, a.depth, 1.0f, args.dk, batch, kv_head, range.first * nk);
+    store_rows(a.dtype, dk, depth, keys, a.depth, a.pairs ? a.scale : 1.0f, args.dk, batch, kv_head, range.first * nk);
     store_rows(a.dtype, dv, value_depth, keys, a.value_depth, 1.0f, args.dv, batch, kv_head, range.first * nk);
   }
 }

@@ -9,7 +9,7 @@ namespace attention {
 
 // What the gradients need of a block of queries, packed; each array belongs to one head.
 struct QuerySide {
-  float *q, *q_rows;              // times the scale: columns, rows
+  float *q, *q_rows;              // columns, rows; times the scale but in pairs
   float *dout, *dout_rows;        // columns, rows
   float *tangent, *tangent_rows;  // of q, likewise; second order
   float *lse, *shift;             // L; dlse - delta
@@ -75,8 +75,8 @@ GENFAST_NOINLINE void load_queries(const AttentionGradient& args, const Tile& t,
   const Attention& a = args.a;
   const int64_t block = t.stride, row = statistics_at(a, t);
   const auto load = [&](const Rows& x, int64_t depth, float scale, float* columns, float* rows) {
-    pack(Form::kColumns, x, a.dtype, t.batch, t.head, t.query, t.queries, depth, scale, columns);
-    pack(Form::kRows, x, a.dtype, t.batch, t.head, t.query, t.queries, depth, scale, rows);
+    pack(Form::kColumns, a, x, t.batch, t.head, t.query, t.queries, depth, scale, columns);
+    pack(Form::kRows, a, x, t.batch, t.head, t.query, t.queries, depth, scale, rows);
   };
   load(a.q, a.depth, a.scale, side.q, side.q_rows);
   load(args.dout, a.value_depth, 1.0f, side.dout, side.dout_rows);
@@ -101,7 +101,7 @@ GENFAST_NOINLINE KeySide load_keys(const AttentionGradient& args, const Tile& t,
   const auto load = [&](Form form, const Rows& x, int64_t depth) {
     float* const to = room;
     room += form == Form::kGroups ? groups_floats(t.packed_keys, depth) : rows_floats(t.packed_keys, depth);
-    pack(form, x, a.dtype, t.batch, kv_head, t.key, t.packed_keys, depth, 1.0f, to);
+    pack(form, a, x, t.batch, kv_head, t.key, t.packed_keys, depth, 1.0f, to);
     return to;
   };
   side.k = load(Form::kGroups, a.k, a.depth);
@@ -187,9 +187,9 @@ GENFAST_NOINLINE void gradient_elements(const AttentionGradient& args, const Que
 GENFAST_NOINLINE void gradient_tile(const AttentionGradient& args, const RoundKeys& round_keys, const QuerySide& q,
                                     const KeySide& k, const Tile& t, const GradientTiles& x) {
   const Attention& a = args.a;
-  scores_product(a, t, k.k, q.q, a.depth, x.p, true);
+  scores_product(a, t, k.k, q.q, a.depth, a.scale, x.p, true);
   if (!plain_scores(a) || !all_visible(a, t)) finish_scores(a, t, x.p, x.capped, x.extra);
-  scores_product(a, t, k.v, q.dout, a.value_depth, x.g, true);
+  scores_product(a, t, k.v, q.dout, a.value_depth, 1.0f, x.g, true);
   if (a.dropout_threshold != 0) dropout_factors(a, round_keys, t, x.factors);
   if (!args.second) {
     if (a.softcap != 0.0f) {
@@ -198,9 +198,9 @@ GENFAST_NOINLINE void gradient_tile(const AttentionGradient& args, const RoundKe
       gradient_elements<false, false>(args, q, t, x);
     }
   } else {
-    scores_product(a, t, k.k, q.tangent, a.depth, x.z, true);
-    scores_product(a, t, k.tangent, q.q, a.depth, x.z, false);
-    scores_product(a, t, k.v_tangent, q.dout, a.value_depth, x.h, true);
+    scores_product(a, t, k.k, q.tangent, a.depth, a.scale, x.z, true);
+    scores_product(a, t, k.tangent, q.q, a.depth, a.scale, x.z, false);
+    scores_product(a, t, k.v_tangent, q.dout, a.value_depth, 1.0f, x.h, true);
     if (a.softcap != 0.0f) {
       memcpy(x.raw, x.z, static_cast<size_t>(t.keys * t.stride) * sizeof(float));
       score_tangents(args.t, t, x.z, x.capped, x.extra);
@@ -215,6 +215,27 @@ GENFAST_NOINLINE void gradient_tile(const AttentionGradient& args, const RoundKe
   clear_hidden(a, t, x.g);
   if (x.w != x.g) clear_hidden(a, t, x.w);
   if (args.second) clear_hidden(a, t, x.z);
+}
+
+// P and dZ for products in pairs: both in rows of bfloat16, and dZ once more in pairs of keys.
+GENFAST_NOINLINE void pair_tiles(const Tile& t, float* p, float* g, float* key_pairs) {
+  const auto store = [](float* row, int64_t i, VecF x) {
+    store_low16(reinterpret_cast<uint16_t*>(row) + i, shift_right<16>(as_uint(gemm::round_to_bfloat16(x))));
+  };
+  for (int64_t j = 0; j < t.keys; j += 2) {
+    const bool both = j + 1 < t.keys;
+    float *const p_row = p + j * t.stride, *const g_row = g + j * t.stride;
+    for (int64_t i = 0; i < t.queries; i += kWidth) {  // a row's bfloat16 take the place of floats that were read
+      const VecF first = load_float(g_row + i), second = both ? load_float(g_row + t.stride + i) : broadcast(0.0f);
+      store_float(key_pairs + j / 2 * t.stride + i, gemm::pair_of(first, second));
+      store(p_row, i, load_float(p_row + i));
+      store(g_row, i, first);
+      if (both) {
+        store(p_row + t.stride, i, load_float(p_row + t.stride + i));
+        store(g_row + t.stride, i, second);
+      }
+    }
+  }
 }
 
 // out[queries, keys] of a tile, or of zeros where it is null.

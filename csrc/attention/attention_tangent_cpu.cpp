@@ -38,8 +38,8 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
     Tile t = {unit.batch, unit.kv_head * group + item / query_blocks, item % query_blocks * nq, 0, 0, 0, 0, nq};
     t.queries = smaller(a.queries - t.query, nq);
     const int64_t row = statistics_at(a, t);
-    pack(Form::kColumns, a.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
-    pack(Form::kColumns, args.q, a.dtype, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q_tangent);
+    pack(Form::kColumns, a, a.q, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q);
+    pack(Form::kColumns, a, args.q, t.batch, t.head, t.query, t.queries, a.depth, a.scale, q_tangent);
     load_lse(a.lse + row, t.queries, nq, lse);
     for (int64_t i = 0; i < nq; ++i) mean[i] = 0.0f;
     bool fresh = true;
@@ -52,16 +52,16 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
       float *const k = keys + block * 2 * key_floats, *const k_tangent = k + key_floats;
       float *const v = values + block * 2 * value_floats, *const v_tangent = v + value_floats;
       if (packed[block] == 0.0f) {
-        pack(Form::kGroups, a.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, k);
-        pack(Form::kGroups, args.k, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, k_tangent);
-        pack(Form::kRows, a.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, v);
-        pack(Form::kRows, args.v, a.dtype, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, v_tangent);
+        pack(Form::kGroups, a, a.k, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, k);
+        pack(Form::kGroups, a, args.k, t.batch, unit.kv_head, t.key, t.packed_keys, a.depth, 1.0f, k_tangent);
+        pack(Form::kRows, a, a.v, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, v);
+        pack(Form::kRows, a, args.v, t.batch, unit.kv_head, t.key, t.packed_keys, a.value_depth, 1.0f, v_tangent);
         packed[block] = 1.0f;
       }
-      scores_product(a, t, k, q, a.depth, p, true);
+      scores_product(a, t, k, q, a.depth, a.scale, p, true);
       if (!plain_scores(a) || !all_visible(a, t)) finish_scores(a, t, p, capped, extra);
-      scores_product(a, t, k, q_tangent, a.depth, z, true);
-      scores_product(a, t, k_tangent, q, a.depth, z, false);
+      scores_product(a, t, k, q_tangent, a.depth, a.scale, z, true);
+      scores_product(a, t, k_tangent, q, a.depth, a.scale, z, false);
       score_tangents(args, t, z, capped, extra);
       const float* const dropped = a.dropout_threshold != 0 ? factors : nullptr;
       if (dropped != nullptr) dropout_factors(a, round_keys, t, factors);
@@ -87,8 +87,8 @@ void attention_tangent_unit(const AttentionTangent& args, const AttentionUnit& u
         clear_hidden(a, t, p);
         clear_hidden(a, t, z);
       }
-      query_product(a, t, z, packed_keys(t, v), a.value_depth, out, width, fresh);
-      query_product(a, t, p, packed_keys(t, v_tangent), a.value_depth, out, width, false);
+      query_product(a, t, z, packed_keys(a, t, v), a.value_depth, out, width, fresh);
+      query_product(a, t, p, packed_keys(a, t, v_tangent), a.value_depth, out, width, false);
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {

@@ -1,4 +1,4 @@
-// The parts of attention's kernels: packed operands, products of tiles, scores, dropout.
+// The parts of attention's kernels: products of tiles, scores, dropout.
 //
 // Tiles of scores lie transposed, [keys][queries]: statistics of a row of scores are then sums over vectors without a
 // horizontal step, and a tile is the left operand of the next product as it lies, by columns (P V, dS K) or by rows
@@ -6,156 +6,11 @@
 // nothing reads.
 #pragma once
 
-#include "attention/attention.h"
-#include "common/gemm/product_fma.h"
-#include "common/vec_math.h"
+#include "attention/attention_pack.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
 namespace attention {
-
-using gemm::kMaxRows;
-using gemm::kTileColumns;
-
-constexpr int64_t kMostQueries = kTileColumns > 64 ? kTileColumns : 64;
-constexpr int64_t kFewQueries = 8;  // up to so many, keys are read once and packing them would not pay
-constexpr int64_t kMostKeys = 96;   // whole groups of kMaxRows, and of the eight columns of a call of Philox
-
-GENFAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-GENFAST_INLINE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-GENFAST_INLINE int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
-GENFAST_INLINE int64_t up_to(int64_t x, int64_t multiple) { return parts(x, multiple) * multiple; }
-
-// Even blocks: of at most `most`, a multiple of `unit`.
-GENFAST_INLINE int64_t block_of(int64_t count, int64_t most, int64_t unit) {
-  return count == 0 ? unit : up_to(parts(count, parts(count, most)), unit);
-}
-GENFAST_INLINE int64_t query_block(const Attention& a) { return block_of(a.queries, kMostQueries, kTileColumns); }
-GENFAST_INLINE int64_t key_block(const Attention& a) {
-  if (a.pages != nullptr) {  // large pages: blocks that lie in one, so that they are read in place
-    for (int64_t block = smaller(a.page_size, kMostKeys) / 8 * 8; block >= kMostKeys / 2; block -= 8) {
-      if (a.page_size % block == 0) return block;
-    }
-  }
-  return block_of(a.keys, kMostKeys, 24);
-}
-
-GENFAST_INLINE int64_t width_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-GENFAST_INLINE char* row_at(const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t row) {
-  return static_cast<char*>(x.data) + (batch * x.batch + head * x.head + row * x.row) * width_of(dtype);
-}
-
-// ---- operands ----
-
-// Columns of B are rows of x, times a scale: [panel][depth][kTileColumns], zeros beyond the last row.
-template <typename T>
-static void pack_columns(const T* x, int64_t stride, int64_t rows, int64_t depth, float scale, float* out) {
-  const VecF factor = broadcast(scale);
-  for (int64_t first = 0; first < rows; first += kTileColumns, out += depth * kTileColumns) {
-    for (int64_t k = 0; k < depth; k += kWidth) {
-      const int64_t steps = smaller(depth - k, kWidth);
-      for (int half = 0; half < 2; ++half) {
-        const int64_t row = first + half * kWidth;
-        VecF square[kWidth];
-        for (int i = 0; i < kWidth; ++i) {
-          square[i] = row + i < rows ? load_upto(x + (row + i) * stride + k, depth - k) * factor : broadcast(0.0f);
-        }
-        transpose(square);
-        for (int64_t j = 0; j < steps; ++j) store_float(out + (k + j) * kTileColumns + half * kWidth, square[j]);
-      }
-    }
-  }
-}
-
-// Rows of B are rows of x, times a scale: [panel][rows][kTileColumns], zeros beyond the last column.
-template <typename T>
-static void pack_rows(const T* x, int64_t stride, int64_t rows, int64_t columns, float scale, float* out) {
-  const VecF factor = broadcast(scale);
-  for (int64_t column = 0; column < columns; column += kTileColumns) {
-    const bool second = column + kWidth < columns;
-    for (int64_t i = 0; i < rows; ++i, out += kTileColumns) {
-      const T* const from = x + i * stride + column;
-      store_float(out, load_upto(from, columns - column) * factor);
-      store_float(out + kWidth,
-                  second ? load_upto(from + kWidth, columns - column - kWidth) * factor : broadcast(0.0f));
-    }
-  }
-}
-
-template <typename T>
-static void to_float(const T* x, int64_t columns, float* out) {
-  for (int64_t k = 0; k < columns; k += kWidth) store_upto(out + k, load_upto(x + k, columns - k), columns - k);
-}
-template <typename T>
-static void from_float(const float* x, int64_t columns, float scale, T* out) {
-  const VecF factor = broadcast(scale);
-  for (int64_t k = 0; k < columns; k += kWidth) {
-    store_upto(out + k, load_upto(x + k, columns - k) * factor, columns - k);
-  }
-}
-
-// As storage_type(dtype, body): body(T{}) with the element type.
-template <typename Body>
-GENFAST_INLINE void with_type(DType dtype, const Body& body) {
-  if (dtype == DType::kFloat32) {
-    body(static_cast<float*>(nullptr));
-  } else if (dtype == DType::kBFloat16) {
-    body(static_cast<BFloat16*>(nullptr));
-  } else {
-    body(static_cast<Float16*>(nullptr));
-  }
-}
-
-enum class Form { kColumns, kRows, kGroups };
-
-// `rows` rows of x from `first`, for B by columns or by rows, or for A in groups: [group][depth][kMaxRows].
-GENFAST_NOINLINE void pack(Form form, const Rows& x, DType dtype, int64_t batch, int64_t head, int64_t first,
-                           int64_t rows, int64_t depth, float scale, float* out) {
-  const char* const data = row_at(x, dtype, batch, head, first);
-  with_type(dtype, [&](auto* type) {
-    const auto* const from = reinterpret_cast<decltype(type)>(const_cast<char*>(data));
-    if (form == Form::kColumns) {
-      pack_columns(from, x.row, rows, depth, scale, out);
-    } else if (form == Form::kRows) {
-      pack_rows(from, x.row, rows, depth, scale, out);
-    } else {
-      gemm::gather_rows(from, x.row, rows, depth, out);
-    }
-  });
-}
-
-GENFAST_INLINE int64_t columns_floats(int64_t rows, int64_t depth) { return up_to(rows, kTileColumns) * depth; }
-GENFAST_INLINE int64_t rows_floats(int64_t rows, int64_t depth) { return up_to(depth, kTileColumns) * rows; }
-GENFAST_INLINE int64_t groups_floats(int64_t rows, int64_t depth) {
-  return up_to(rows, kMaxRows) * depth + 2 * kWidth;  // stores pass the last group
-}
-
-GENFAST_NOINLINE void store_rows(DType dtype, const float* x, int64_t stride, int64_t rows, int64_t columns,
-                                 float scale, const Rows& out, int64_t batch, int64_t head, int64_t first) {
-  for (int64_t i = 0; i < rows; ++i) {
-    char* const to = row_at(out, dtype, batch, head, first + i);
-    with_type(dtype,
-              [&](auto* type) { from_float(x + i * stride, columns, scale, reinterpret_cast<decltype(type)>(to)); });
-  }
-}
-
-// out[i] = sum over columns of x[i, :] y[i, :].
-GENFAST_NOINLINE void row_products(DType dtype, const Rows& x, const Rows& y, int64_t batch, int64_t head,
-                                   int64_t first, int64_t rows, int64_t columns, float* out) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const char* const xs = row_at(x, dtype, batch, head, first + i);
-    const char* const ys = row_at(y, dtype, batch, head, first + i);
-    with_type(dtype, [&](auto* type) {
-      const auto* const a = reinterpret_cast<decltype(type)>(const_cast<char*>(xs));
-      const auto* const b = reinterpret_cast<decltype(type)>(const_cast<char*>(ys));
-      VecF total = broadcast(0.0f);
-      for (int64_t k = 0; k < columns; k += kWidth) {
-        total = fma(load_upto(a + k, columns - k), load_upto(b + k, columns - k), total);
-      }
-      out[i] = sum(total);
-    });
-  }
-}
 
 // ---- products ----
 
@@ -183,12 +38,25 @@ GENFAST_INLINE int64_t computed_until(const Attention& a, const Tile& t, int64_t
 // Whether all queries see up to the last key: no element of the tile is left out of the products.
 GENFAST_INLINE bool is_rectangle(const Attention& a, const Tile& t) { return computed_until(a, t, 0) == t.keys; }
 
-// tile[keys, queries] = or += from groups of keys and columns of queries.
+// Products in pairs where operands are: half the steps.
+GENFAST_INLINE int64_t steps_of(const Attention& a, int64_t depth) { return a.pairs ? parts(depth, 2) : depth; }
+GENFAST_INLINE void tile_rows(const Attention& a, int64_t rows, float* out, int64_t stride, bool fresh, gemm::Left left,
+                              int64_t group_stride, const float* b, int64_t b_stride, int64_t steps,
+                              float factor = 1.0f) {
+  if (a.pairs) {
+    gemm::pair_tile_rows(rows, out, stride, fresh, left, group_stride, b, b_stride, steps, factor);
+  } else {
+    gemm::tile_rows(rows, out, stride, fresh, left, group_stride, b, b_stride, steps);
+  }
+}
+
+// tile[keys, queries] = or += from groups of keys and columns of queries; of pairs, times `scale`.
 GENFAST_NOINLINE void scores_product(const Attention& a, const Tile& t, const float* groups, const float* columns,
-                                     int64_t depth, float* tile, bool fresh) {
+                                     int64_t depth, float scale, float* tile, bool fresh) {
+  depth = steps_of(a, depth);
   for (int64_t i = 0; i < t.queries; i += kTileColumns) {
-    gemm::tile_rows(computed_until(a, t, i), tile + i, t.stride, fresh, {groups, 1, kMaxRows}, kMaxRows * depth,
-                    columns + i * depth, kTileColumns, depth);
+    tile_rows(a, computed_until(a, t, i), tile + i, t.stride, fresh, {groups, 1, kMaxRows}, kMaxRows * depth,
+              columns + i * depth, kTileColumns, depth, scale);
   }
 }
 
@@ -232,37 +100,39 @@ GENFAST_NOINLINE void few_scores(const float* queries, const T* x, int64_t x_str
   }
 }
 
-GENFAST_INLINE gemm::Right packed_keys(const Tile& t, const float* rows) {
-  return {rows, t.packed_keys * kTileColumns, kTileColumns};
+GENFAST_INLINE gemm::Right packed_keys(const Attention& a, const Tile& t, const float* rows) {
+  return {rows, steps_of(a, t.packed_keys) * kTileColumns, kTileColumns};
 }
 
-// out[queries, depth] = or += from a tile and rows of keys.
+// out[queries, depth] = or += from a tile and rows of keys. In pairs: the tile's rows are pairs of keys.
 GENFAST_NOINLINE void query_product(const Attention& a, const Tile& t, const float* tile, gemm::Right keys,
                                     int64_t depth, float* out, int64_t stride, bool fresh) {
   const int64_t each = is_rectangle(a, t) ? t.queries : kMaxRows;
   for (int64_t column = 0; column < depth; column += kTileColumns, keys.data += keys.panel_stride) {
     for (int64_t i = 0; i < t.queries; i += each) {
       const int64_t some = smaller(t.queries - i, each);
-      gemm::tile_rows(some, out + i * stride + column, stride, fresh, {tile + i, 1, t.stride}, kMaxRows, keys.data,
-                      keys.row_stride, computed_until(a, t, i + some - 1));
+      tile_rows(a, some, out + i * stride + column, stride, fresh, {tile + i, 1, t.stride}, kMaxRows, keys.data,
+                keys.row_stride, steps_of(a, computed_until(a, t, i + some - 1)));
     }
   }
 }
 
-// out[keys, depth] += from a tile and rows of queries.
+// out[keys, depth] += from a tile and rows of queries. In pairs: pairs of queries lie together in the tile's rows.
 GENFAST_NOINLINE void key_product(const Attention& a, const Tile& t, const float* tile, const float* rows,
                                   int64_t depth, float* out, int64_t stride) {
   const bool whole = is_rectangle(a, t);
-  for (int64_t column = 0; column < depth; column += kTileColumns, rows += t.queries * kTileColumns) {
+  const int64_t steps = steps_of(a, t.queries);
+  for (int64_t column = 0; column < depth; column += kTileColumns, rows += steps * kTileColumns) {
     const int64_t each = whole ? t.keys : kMaxRows;
     for (int64_t j = 0; j < t.keys; j += each) {
       // The first panel of queries that sees key j.
       const int64_t unseen = whole ? 0 : larger(t.key + j - a.right - a.shift - t.query, 0);
       const int64_t first = unseen / kTileColumns * kTileColumns;
       if (first >= t.queries) continue;
-      gemm::tile_rows(smaller(t.keys - j, each), out + j * stride + column, stride, false,
-                      {tile + j * t.stride + first, t.stride, 1}, kMaxRows * t.stride, rows + first * kTileColumns,
-                      kTileColumns, t.queries - first);
+      const int64_t skipped = steps_of(a, first);
+      tile_rows(a, smaller(t.keys - j, each), out + j * stride + column, stride, false,
+                {tile + j * t.stride + skipped, t.stride, 1}, kMaxRows * t.stride, rows + skipped * kTileColumns,
+                kTileColumns, steps - skipped);
     }
   }
 }

@@ -17,12 +17,16 @@ namespace genfast {
 namespace {
 
 #if defined(GENFAST_WITH_AMX)
+bool cpu_has_bfloat16_products() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;  // AVX512_BF16
+}
+
 bool cpu_has_amx() {
   unsigned a, b, c, d;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   const bool tiles = (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;  // AMX-TILE, AMX-BF16
-  if (!tiles || __get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return false;
-  return (a >> 5 & 1) != 0;  // AVX512_BF16
+  return tiles && cpu_has_bfloat16_products();
 }
 
 // Linux saves the tiles of a process only after this request; it holds for all its threads and for forks.
@@ -39,7 +43,8 @@ bool may_use_amx() {
   static const bool may = cpu_has_amx() && system_grants_tiles();
   return may;
 }
-#else
+#else  // the compiler does not know these instructions
+bool cpu_has_bfloat16_products() { return false; }
 bool may_use_amx() { return false; }
 #endif
 
@@ -93,6 +98,8 @@ Isa initial() {
   return Isa::kBaseline;
 }
 
+std::atomic<Choice> pairs{Choice::kAuto};
+
 std::atomic<int>& state() {
   static std::atomic<int> isa{static_cast<int>(initial())};
   return isa;
@@ -113,5 +120,19 @@ void set_isa(Isa isa) {
   require(isa);
   state().store(static_cast<int>(isa), std::memory_order_relaxed);
 }
+
+bool use_bfloat16_pairs() {
+  static const bool in_hardware = cpu_has_bfloat16_products();
+  const Choice choice = pairs.load(std::memory_order_relaxed);
+  const bool wide = current_isa() == Isa::kAvx512 || current_isa() == Isa::kAmx;
+#if defined(GENFAST_WITH_AMX)
+  const bool possible = in_hardware || !wide;
+#else
+  const bool possible = true;  // kernels for AVX-512 then have no such instruction
+#endif
+  return possible && (choice == Choice::kAuto ? in_hardware && wide : choice == Choice::kOn);
+}
+
+void set_bfloat16_pairs(Choice choice) { pairs.store(choice, std::memory_order_relaxed); }
 
 }  // namespace genfast

@@ -7,6 +7,7 @@ namespace genfast {
 namespace {
 
 Isa state = Isa::kAvx512;
+Choice pairs = Choice::kAuto;
 
 }  // namespace
 
@@ -32,5 +33,14 @@ void set_isa(Isa isa) {
   if (!isa_available(isa)) throw std::invalid_argument("not in this binary");
   state = isa;
 }
+
+bool use_bfloat16_pairs() {
+#if !defined(GENFAST_EMULATED_AVX512) && defined(GENFAST_WITH_AMX)
+  if (state == Isa::kAvx512 && !__builtin_cpu_supports("avx512bf16")) return false;
+#endif
+  return pairs == Choice::kOn;
+}
+
+void set_bfloat16_pairs(Choice choice) { pairs = choice; }
 
 }  // namespace genfast

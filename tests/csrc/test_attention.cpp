@@ -132,6 +132,63 @@ std::vector<AttentionCase> cases() {
        kNone,
        -1,
        0},
+      {"bfloat16 tiles",
+       DType::kBFloat16,
+       1,
+       4,
+       2,
+       75,
+       101,
+       24,
+       40,
+       {},
+       false,
+       true,
+       false,
+       false,
+       false,
+       kNone,
+       kNone,
+       -1,
+       0},
+      {"bfloat16 window",
+       DType::kBFloat16,
+       2,
+       2,
+       2,
+       99,
+       131,
+       64,
+       32,
+       {true, true, true, true},
+       true,
+       false,
+       false,
+       true,
+       true,
+       3.0f,
+       0.25f,
+       30,
+       9},
+      {"bfloat16 splits",
+       DType::kBFloat16,
+       1,
+       1,
+       1,
+       21,
+       1101,
+       16,
+       18,
+       {},
+       false,
+       false,
+       false,
+       false,
+       false,
+       kNone,
+       kNone,
+       -1,
+       -1},
       {"float16", DType::kFloat16, 1, 2, 1, 2, 40, 16, 16, {}, false, false, false, false, false, kNone, kNone, -1, -1},
       {"one of each", f32, 1, 1, 1, 1, 1, 1, 1, {}, false, false, false, false, false, kNone, kNone, -1, -1},
   };
@@ -228,32 +285,48 @@ Gradients gradients(AttentionModel& m, Found& f, bool second, int threads) {
 
 }  // namespace
 
+// Of one instruction set, with or without products in pairs.
+void compare(AttentionModel& m, const AttentionTruth& truth, const char* isa) {
+  const AttentionCase& c = m.c;
+  Found f = forward(m, 1);
+  const Found again = forward(m, 3);
+  CHECK(f.out == again.out && f.lse == again.lse && f.out_t == again.out_t && f.lse_t == again.lse_t, "%s %s: threads",
+        isa, c.name);
+  close(isa, c, "out", f.out, truth.out, c.dtype);
+  close(isa, c, "lse", f.lse, truth.lse, DType::kFloat32);
+  close(isa, c, "out'", f.out_t, truth.out_t, c.dtype);
+  close(isa, c, "lse'", f.lse_t, truth.lse_t, DType::kFloat32);
+  for (int order = 0; order < 2; ++order) {
+    const Gradients g = gradients(m, f, order == 1, 1), twice = gradients(m, f, order == 1, 3);
+    CHECK(
+        g.dq == twice.dq && g.dk == twice.dk && g.dv == twice.dv && g.dbias == twice.dbias && g.dtable == twice.dtable,
+        "%s %s: threads", isa, c.name);
+    close(isa, c, order == 0 ? "dq" : "gq", g.dq, truth.dq[order], c.dtype);
+    close(isa, c, order == 0 ? "dk" : "gk", g.dk, truth.dk[order], c.dtype);
+    close(isa, c, order == 0 ? "dv" : "gv", g.dv, truth.dv[order], c.dtype);
+    if (c.bias) close(isa, c, order == 0 ? "dbias" : "gbias", g.dbias, truth.dbias[order], c.dtype);
+    if (c.table) close(isa, c, order == 0 ? "dtable" : "gtable", g.dtable, truth.dtable[order], c.dtype);
+  }
+}
+
 TEST(attention_values_and_derivatives) {
+  using genfast::Choice;
   for (const AttentionCase& c : cases()) {
     AttentionModel m(c);
     const AttentionTruth truth(m);
     for_each_isa([&](const genfast::Probe&, const char* isa) {
-      Found f = forward(m, 1);
-      const Found again = forward(m, 3);
-      CHECK(f.out == again.out && f.lse == again.lse && f.out_t == again.out_t && f.lse_t == again.lse_t,
-            "%s %s: threads", isa, c.name);
-      close(isa, c, "out", f.out, truth.out, c.dtype);
-      close(isa, c, "lse", f.lse, truth.lse, DType::kFloat32);
-      close(isa, c, "out'", f.out_t, truth.out_t, c.dtype);
-      close(isa, c, "lse'", f.lse_t, truth.lse_t, c.dtype);
-      for (int order = 0; order < 2; ++order) {
-        const Gradients g = gradients(m, f, order == 1, 1), twice = gradients(m, f, order == 1, 3);
-        CHECK(g.dq == twice.dq && g.dk == twice.dk && g.dv == twice.dv && g.dbias == twice.dbias &&
-                  g.dtable == twice.dtable,
-              "%s %s: threads", isa, c.name);
-        close(isa, c, order == 0 ? "dq" : "gq", g.dq, truth.dq[order], c.dtype);
-        close(isa, c, order == 0 ? "dk" : "gk", g.dk, truth.dk[order], c.dtype);
-        close(isa, c, order == 0 ? "dv" : "gv", g.dv, truth.dv[order], c.dtype);
-        if (c.bias) close(isa, c, order == 0 ? "dbias" : "gbias", g.dbias, truth.dbias[order], c.dtype);
-        if (c.table) close(isa, c, order == 0 ? "dtable" : "gtable", g.dtable, truth.dtable[order], c.dtype);
-      }
+      genfast::set_bfloat16_pairs(Choice::kOff);
+      compare(m, truth, isa);
+      if (c.dtype != DType::kBFloat16) return;
+      const Found apart = forward(m, 1);
+      genfast::set_bfloat16_pairs(Choice::kOn);
+      if (!genfast::use_bfloat16_pairs()) return;  // AVX-512 without the instruction
+      compare(m, truth, isa);
+      const Found paired = forward(m, 1);
+      CHECK(!(paired.out == apart.out && paired.lse == apart.lse), "%s %s: pairs were not used", isa, c.name);
     });
   }
+  genfast::set_bfloat16_pairs(Choice::kAuto);
 }
 
 TEST(attention_without_elements) {

@@ -81,16 +81,14 @@ def test_combinations_match_float64(case):
     assert_orders_match(case, BACKENDS[-2:], 3e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", SETS, ids=name_of)
-def test_half_precision_is_as_good_as_the_plain_formula(options, dtype):
-    assert_half_matches(Case(options, dtype=dtype, queries=40, keys=50, width=32))
+def test_half_precision_is_as_good_as_the_plain_formula(options, half):
+    assert_half_matches(Case(options, dtype=half, queries=40, keys=50, width=32))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_long_alibi_in_half_precision(dtype):
+def test_long_alibi_in_half_precision(half):
     """The gradient of a slope sums all pairs weighted by distance, so that what is off for a whole row counts."""
-    assert_half_matches(Case(("alibi", "causal"), dtype=dtype, queries=400, keys=500, width=32, batch=1))
+    assert_half_matches(Case(("alibi", "causal"), dtype=half, queries=400, keys=500, width=32, batch=1))
 
 
 # ---- positions ----
