@@ -98,7 +98,8 @@ def _case(sizes: tuple[int, ...], dropout: float, autocast: bool, settings: Sett
         dtype=torch.bfloat16 if autocast else torch.float32,
         inputs=lambda: tuple(torch.randn(2, batch, tokens, width, device=settings.device)),
         contenders={name: Step(model, _loss, autocast) for name, model in models.items()},
-        check=check(exact, 5e-2 if autocast else 1e-4, dropout > 0),
+        # float32 against float64 has 4e-5 to 9e-5: units of ReLU whose sign rounding decides count whole
+        check=check(exact, 5e-2 if autocast else 1e-3, dropout > 0),
         floor_bytes=0,
         floor_flops=6 * layers * 12 * width**2 * batch * tokens + 14 * layers * tokens**2 * width * batch,
         targets={"default": {"eager": aim}} if torch.device(settings.device).type == "cpu" else {},
