@@ -1,7 +1,9 @@
 // Splits rows over threads, bounds the screening's error, and measures again what the screening leaves.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "common/gemm/gemm.h"
 #include "common/memory.h"
@@ -13,7 +15,8 @@ namespace genfast {
 namespace cpu {
 namespace {
 
-constexpr double kUnit = 0x1p-24;       // of float32
+constexpr double kUnit = 0x1p-24;  // of float32
+constexpr int64_t kLeastCoarseDim = 16;
 constexpr double kLargest = 1e37;       // of what the screening takes without overflow
 constexpr double kSmallest = 0x1p-120;  // covers subnormal numbers taken for zero
 
@@ -60,53 +63,93 @@ struct Codes {
   const float *packed, *half_norms;
   double largest_norm;
   int parts;
+  const float* coarse;  // packed for a coarse screening; null: without
+  double largest_residual;
 };
 
 // A slot's memory.
 struct Slot {
   float* z;
-  double* norms;
+  double *norms, *residuals;
   float *window, *best;
   int32_t* counts;
   CodeCandidate* candidates;
-  float* scratch;
+  float *scratch, *again;  // rows that the coarse screening did not settle
 };
 
+// Scores a block of rows of floats, rows[i] of which z has at i; false for those it leaves undecided.
+template <typename T, typename Decided>
+void screen_rows(const NearestCode& args, const Codes& codes, const Slot& slot, const float* x, const int64_t* rows,
+                 int64_t count, const T* z, const T* codebook, bool coarse, int64_t* indices, const Decided& decided) {
+  const double dim = static_cast<double>(args.dim), largest = codes.largest_norm;
+  const double roundings = (GENFAST_FOR_ISA(nearest_code_roundings)(args.dim, coarse) + 8.0) * kUnit;
+  const double relative = roundings / (1.0 - roundings);  // negative or infinite: no bound
+  for (int64_t i = 0; i < count; ++i) {
+    const double norm = std::sqrt(slot.norms[rows[i]]), products = norm * largest + 0.5 * largest * largest;
+    double error = relative * products + dim * kSmallest * (1.0 + norm + largest);
+    if (coarse) {
+      const double residual = slot.residuals[rows[i]];
+      error = 1.01 * error + residual * largest + (norm + residual) * codes.largest_residual;
+    }
+    const bool bounded = roundings < 0.5 && norm < kLargest && largest < kLargest && products < kLargest;
+    slot.window[i] = bounded ? static_cast<float>(2.01 * error) : std::numeric_limits<float>::infinity();
+  }
+  const CodeScreen screen = {x,
+                             count,
+                             args.codes,
+                             args.dim,
+                             coarse ? codes.coarse : codes.packed,
+                             coarse ? 1 : codes.parts,
+                             coarse,
+                             codes.half_norms,
+                             slot.window,
+                             slot.best,
+                             slot.counts,
+                             slot.candidates};
+  GENFAST_FOR_ISA(nearest_code_screen)(screen, slot.scratch);
+  for (int64_t i = 0; i < count; ++i) {
+    const CodeCandidate* const list = slot.candidates + i * kMostCandidates;
+    const int32_t kept = slot.counts[i];
+    int64_t within[kMostCandidates], left = 0;
+    if (slot.window[i] <= std::numeric_limits<float>::max() && kept <= kMostCandidates) {
+      const float limit = slot.best[i] + slot.window[i];
+      for (int32_t j = 0; j < kept; ++j) {
+        if (list[j].score < limit) within[left++] = list[j].code;
+      }
+    }
+    if (left == 1) {
+      indices[rows[i]] = within[0];
+    } else if (left > 1) {
+      indices[rows[i]] =
+          nearest(z + rows[i] * args.dim, codebook, args.dim, left, [&](int64_t j) { return within[j]; });
+    }
+    decided(rows[i], left > 0);
+  }
+}
+
+// A coarse screening, where there is one, then a finer one of the rows that keep too many codes, then all codes.
 template <typename T>
 void search(const NearestCode& args, const Codes& codes, const Slot& slot, const T* z, const T* codebook, int64_t begin,
             int64_t rows) {
-  const double dim = static_cast<double>(args.dim), largest = codes.largest_norm;
-  const double roundings = (GENFAST_FOR_ISA(nearest_code_roundings)(args.dim) + 8.0) * kUnit;
-  const double relative = roundings / (1.0 - roundings);  // negative or infinite: no bound
-  for (int64_t r = 0; r < rows; ++r) {
-    const double norm = std::sqrt(slot.norms[r]), products = norm * largest + 0.5 * largest * largest;
-    const double error = relative * products + dim * kSmallest * (1.0 + norm + largest);
-    const bool bounded = roundings < 0.5 && norm < kLargest && largest < kLargest && products < kLargest;
-    slot.window[r] = bounded ? static_cast<float>(2.01 * error) : std::numeric_limits<float>::infinity();
+  int64_t* const indices = args.indices + begin;
+  std::vector<int64_t> all(static_cast<size_t>(rows)), again;
+  for (int64_t r = 0; r < rows; ++r) all[static_cast<size_t>(r)] = r;
+  const float* x = slot.z;
+  if (codes.coarse != nullptr) {
+    GENFAST_FOR_ISA(nearest_code_residuals)(slot.z, rows, args.dim, slot.residuals);
+    screen_rows(args, codes, slot, x, all.data(), rows, z, codebook, true, indices, [&](int64_t row, bool decided) {
+      if (decided) return;
+      std::copy_n(slot.z + row * args.dim, args.dim, slot.again + static_cast<int64_t>(again.size()) * args.dim);
+      again.push_back(row);
+    });
+    all.swap(again);
+    x = slot.again;
   }
-  CodeScreen screen = {slot.z,           rows,        args.codes, args.dim,    codes.packed,   codes.parts,
-                       codes.half_norms, slot.window, slot.best,  slot.counts, slot.candidates};
-  GENFAST_FOR_ISA(nearest_code_screen)(screen, slot.scratch);
-  for (int64_t r = 0; r < rows; ++r) {
-    const CodeCandidate* const list = slot.candidates + r * kMostCandidates;
-    const int32_t kept = slot.counts[r];
-    int64_t within[kMostCandidates], count = 0;
-    if (slot.window[r] <= std::numeric_limits<float>::max() && kept <= kMostCandidates) {
-      const float limit = slot.best[r] + slot.window[r];
-      for (int32_t i = 0; i < kept; ++i) {
-        if (list[i].score < limit) within[count++] = list[i].code;
-      }
-    }
-    const T* const row = z + r * args.dim;
-    int64_t& index = args.indices[begin + r];
-    if (count == 1) {
-      index = within[0];
-    } else if (count > 1) {
-      index = nearest(row, codebook, args.dim, count, [&](int64_t i) { return within[i]; });
-    } else {  // no bound, or more candidates than have room
-      index = nearest(row, codebook, args.dim, args.codes, [](int64_t i) { return i; });
-    }
-  }
+  screen_rows(args, codes, slot, x, all.data(), static_cast<int64_t>(all.size()), z, codebook, false, indices,
+              [&](int64_t row, bool decided) {
+                if (decided) return;  // else no bound, or more candidates than have room
+                indices[row] = nearest(z + row * args.dim, codebook, args.dim, args.codes, [](int64_t k) { return k; });
+              });
 }
 
 }  // namespace
@@ -116,15 +159,28 @@ NearestCodeStatus nearest_code(const NearestCode& args, int threads) {
   const int64_t block_rows = rows_per_block(args.rows > 0 ? args.rows : 1, threads);
   const int64_t padded = round_up(codes, 64);  // whole panels of any instruction set
   const int64_t scratch = GENFAST_FOR_ISA(gemm_scratch_floats)(block_rows, codes, dim, false);
-  const int64_t sizes[] = {
-      block_rows * dim, 2 * block_rows, block_rows, block_rows, block_rows, 2 * block_rows * kMostCandidates, scratch};
+  // Below, a product is no longer than what follows it. On tiles a float32 is three bfloat16, and a product six.
+  const bool coarse = dim >= kLeastCoarseDim && (current_isa() == Isa::kAmx || use_bfloat16_pairs());
+  const int64_t sizes[] = {block_rows * dim,
+                           2 * block_rows,
+                           2 * block_rows,
+                           block_rows,
+                           block_rows,
+                           block_rows,
+                           2 * block_rows * kMostCandidates,
+                           scratch,
+                           coarse ? block_rows * dim : 0};
   int64_t slot_floats = 0;
   for (const int64_t size : sizes) slot_floats += round_up(size, 16);
-  Workspace workspace(packed_floats(dim, codes) + codes * dim + padded + 2 * codes + threads * slot_floats);
+  const int64_t coarse_floats = coarse ? GENFAST_FOR_ISA(nearest_code_coarse_floats)(codes, dim) : 0;
+  Workspace workspace(packed_floats(dim, codes) + codes * dim + padded + 4 * codes + coarse_floats +
+                      threads * slot_floats);
   float* const packed = workspace.take(packed_floats(dim, codes));
   float* const half_norms = workspace.take(padded);
   float* const floats = workspace.take(codes * dim);
   auto* const norms = reinterpret_cast<double*>(workspace.take(2 * codes));
+  auto* const residuals = reinterpret_cast<double*>(workspace.take(2 * codes));
+  float* const coarse_codes = workspace.take(coarse_floats);
   float* const slots = workspace.take(threads * slot_floats);
   auto* const load = GENFAST_FOR_ISA(nearest_code_load);
   if (load(args.dtype, args.codebook, codes, dim, floats, norms)) return NearestCodeStatus::kBadCode;
@@ -137,19 +193,26 @@ NearestCodeStatus nearest_code(const NearestCode& args, int threads) {
   const Pack pack_args = {
       wide ? DType::kFloat32 : args.dtype, wide ? floats : args.codebook, codes, dim, true, false, nullptr, packed};
   pack(pack_args, threads);
-  const Codes prepared = {floats, packed, half_norms, std::sqrt(largest), pack_args.parts()};
+  Codes prepared = {floats, packed, half_norms, std::sqrt(largest), pack_args.parts(), nullptr, 0.0};
+  if (coarse) {
+    GENFAST_FOR_ISA(nearest_code_residuals)(floats, codes, dim, residuals);
+    GENFAST_FOR_ISA(nearest_code_pack_coarse)(floats, codes, dim, coarse_codes);
+    prepared.coarse = coarse_codes;
+    prepared.largest_residual = *std::max_element(residuals, residuals + codes);
+  }
   std::atomic<bool> bad{false};
   const int useful = args.rows * codes * (dim + 1) < (1 << 18) ? 1 : threads;
   parallel_slots((args.rows + block_rows - 1) / block_rows, useful, [&](int64_t index, int64_t first, int64_t last) {
     float* at = slots + index * slot_floats;
-    float* parts[7];
-    for (int i = 0; i < 7; ++i) {
+    float* parts[9];
+    for (int i = 0; i < 9; ++i) {
       parts[i] = at;
       at += round_up(sizes[i], 16);
     }
-    const Slot slot = {parts[0], reinterpret_cast<double*>(parts[1]),  parts[2],
-                       parts[3], reinterpret_cast<int32_t*>(parts[4]), reinterpret_cast<CodeCandidate*>(parts[5]),
-                       parts[6]};
+    const Slot slot = {
+        parts[0], reinterpret_cast<double*>(parts[1]),  reinterpret_cast<double*>(parts[2]),        parts[3],
+        parts[4], reinterpret_cast<int32_t*>(parts[5]), reinterpret_cast<CodeCandidate*>(parts[6]), parts[7],
+        parts[8]};
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i * block_rows, end = begin + block_rows < args.rows ? begin + block_rows : args.rows;
       const char* const from = static_cast<const char*>(args.z) + begin * dim * bytes_of(args.dtype);

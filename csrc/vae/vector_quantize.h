@@ -2,8 +2,9 @@
 //
 //   indices[n] = the lowest k with the smallest ||z_n - c_k||^2, as real numbers
 //
-// A float32 product screens: of each row it keeps the codes that its error bound does not rule out. What is left is
-// measured in float64, and what float64 cannot tell apart is compared exactly (vector_quantize_exact.h).
+// A product screens, first in bfloat16 where that is fast, then in float32: of each row it keeps the codes that its
+// error bound does not rule out. What is left is measured in float64, and what float64 cannot tell apart is compared
+// exactly (vector_quantize_exact.h).
 #pragma once
 
 #include <cstdint>

@@ -53,38 +53,42 @@ struct Case {
 
 TEST(vector_quantize_indices) {
   const Case cases[] = {{1, 1, 1}, {3, 70, 2}, {130, 33, 5}, {67, 200, 64}, {5, 129, 150}, {40, 300, 17}};
-  for_each_isa([&](const genfast::Probe&, const char* isa) {
-    for (const Case& c : cases) {
-      for (DType dtype : kDTypes) {
-        for (int kind = 0; kind < 3; ++kind) {  // few integers: ties; around a distant point: near ties; normal
-          const double offset = kind == 1 ? 120.0 : 0.0;
-          const auto drawn = [&](int64_t count, uint64_t seed) {
-            return kind == 2 ? normals(count, seed, 1.0) : integers(count, seed, -2, 2, offset);
-          };
-          Array z(dtype, drawn(c.rows * c.dim, 1)), codebook(dtype, drawn(c.codes * c.dim, 2)),
-              codes(dtype, c.rows * c.dim);
-          Array distances(dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, c.rows);
-          std::vector<int64_t> indices(static_cast<size_t>(c.rows), -1);
-          const genfast::NearestCode args = {dtype, z.data(),       codebook.data(),  c.rows,      c.codes,
-                                             c.dim, indices.data(), distances.data(), codes.data()};
-          CHECK(genfast::cpu::nearest_code(args, 2) == genfast::NearestCodeStatus::kDone);
-          for (int64_t n = 0; n < c.rows; ++n) {
-            const int64_t want = nearest(z, codebook, n, c.codes, c.dim), got = indices[static_cast<size_t>(n)];
-            CHECK(got == want, "%s dtype %d kind %d rows %ld codes %ld dim %ld: row %ld has %ld, not %ld", isa,
-                  static_cast<int>(dtype), kind, static_cast<long>(c.rows), static_cast<long>(c.codes),
-                  static_cast<long>(c.dim), static_cast<long>(n), static_cast<long>(got), static_cast<long>(want));
-            double total = 0.0;
-            for (int64_t i = 0; i < c.dim; ++i) {
-              CHECK(codes.get(n * c.dim + i) == codebook.get(got * c.dim + i));
-              const double gap = z.get(n * c.dim + i) - codebook.get(got * c.dim + i);
-              total += gap * gap;
+  for (genfast::Choice pairs : {genfast::Choice::kOff, genfast::Choice::kOn})
+    for_each_isa([&](const genfast::Probe&, const char* isa) {
+      genfast::set_bfloat16_pairs(pairs);
+      if (pairs == genfast::Choice::kOn && !genfast::use_bfloat16_pairs()) return;
+      for (const Case& c : cases) {
+        for (DType dtype : kDTypes) {
+          for (int kind = 0; kind < 3; ++kind) {  // few integers: ties; around a distant point: near ties; normal
+            const double offset = kind == 1 ? 120.0 : 0.0;
+            const auto drawn = [&](int64_t count, uint64_t seed) {
+              return kind == 2 ? normals(count, seed, 1.0) : integers(count, seed, -2, 2, offset);
+            };
+            Array z(dtype, drawn(c.rows * c.dim, 1)), codebook(dtype, drawn(c.codes * c.dim, 2)),
+                codes(dtype, c.rows * c.dim);
+            Array distances(dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32, c.rows);
+            std::vector<int64_t> indices(static_cast<size_t>(c.rows), -1);
+            const genfast::NearestCode args = {dtype, z.data(),       codebook.data(),  c.rows,      c.codes,
+                                               c.dim, indices.data(), distances.data(), codes.data()};
+            CHECK(genfast::cpu::nearest_code(args, 2) == genfast::NearestCodeStatus::kDone);
+            for (int64_t n = 0; n < c.rows; ++n) {
+              const int64_t want = nearest(z, codebook, n, c.codes, c.dim), got = indices[static_cast<size_t>(n)];
+              CHECK(got == want, "%s dtype %d kind %d rows %ld codes %ld dim %ld: row %ld has %ld, not %ld", isa,
+                    static_cast<int>(dtype), kind, static_cast<long>(c.rows), static_cast<long>(c.codes),
+                    static_cast<long>(c.dim), static_cast<long>(n), static_cast<long>(got), static_cast<long>(want));
+              double total = 0.0;
+              for (int64_t i = 0; i < c.dim; ++i) {
+                CHECK(codes.get(n * c.dim + i) == codebook.get(got * c.dim + i));
+                const double gap = z.get(n * c.dim + i) - codebook.get(got * c.dim + i);
+                total += gap * gap;
+              }
+              CHECK(std::fabs(distances.get(n) - total) <= 2e-6 * total);
             }
-            CHECK(std::fabs(distances.get(n) - total) <= 2e-6 * total);
           }
         }
       }
-    }
-  });
+    });
+  genfast::set_bfloat16_pairs(genfast::Choice::kAuto);
 }
 
 TEST(vector_quantize_exact_comparison) {
