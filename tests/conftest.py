@@ -31,7 +31,7 @@ def fixed_seed() -> None:
 
 @pytest.fixture(params=["bfloat16", "bfloat16 in pairs", "float16"])
 def half(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """A half-precision dtype; bfloat16 with products of single numbers and of pairs, whatever the machine would choose."""
+    """A half-precision dtype; bfloat16 with products of numbers and of pairs, whatever the machine would choose."""
     C.set_bfloat16_pairs(request.param == "bfloat16 in pairs")
     if request.param == "bfloat16 in pairs" and not C.bfloat16_pairs():
         pytest.skip("this machine has AVX-512 without AVX512_BF16")
