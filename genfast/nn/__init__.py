@@ -5,6 +5,7 @@ from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -39,6 +40,7 @@ __all__ = [
     "ConvRBM",
     "DynamicNTKScaling",
     "ELBO",
+    "GANLoss",
     "GaussianKL",
     "LearnedPositionalEncoding",
     "LinearScaling",
@@ -61,5 +63,7 @@ __all__ = [
     "YarnScaling",
     "alibi_slopes",
     "functional",
+    "gan_discriminator_loss",
+    "gan_generator_loss",
     "t5_buckets",
 ]
