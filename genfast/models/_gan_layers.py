@@ -15,8 +15,8 @@ from torch.nn import functional
 from genfast import ops
 
 __all__ = [
-    "BatchNormAct", "ConditionalBatchNorm2d", "Conv", "ConvTranspose", "Dense", "InstanceNorm", "activate", "levels", "normals",
-    "normalized",
+    "BatchNormAct", "ConditionalBatchNorm2d", "Conv", "ConvTranspose", "Dense", "InstanceNorm", "activate",
+    "downsample", "levels", "minibatch_stddev", "modulated_conv2d", "normalized", "normals", "spectral", "upsample",
 ]  # fmt: skip
 
 SLOPE = 0.2  # of leaky relus
@@ -107,7 +107,7 @@ class ConvTranspose(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
         if self.act == "linear":
             return super().forward(x, output_size)
-        out = functional.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)
+        out = functional.conv_transpose2d(x, self.weight, None, self.stride, self.padding, self.output_padding)  # type: ignore[arg-type]
         return activate(out, self.bias, self.act, self.fused)
 
 
@@ -180,7 +180,7 @@ def upsample(x: Tensor, fused: bool) -> Tensor:
 
 
 def downsample(x: Tensor, fused: bool, down: int = 2, more: int = 0) -> Tensor:
-    """Every other position, or with ``down`` 1 every one, of what the filter 1 3 3 1 leaves; ``more``: wider padding."""
+    """Every other position, with ``down`` 1 every one, of what the filter 1 3 3 1 leaves; ``more``: wider padding."""
     channels = x.shape[1]
     return functional.conv2d(x, _taps(x).expand(channels, 1, 4, 4), stride=down, padding=1 + more, groups=channels)
 

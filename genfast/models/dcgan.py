@@ -95,6 +95,7 @@ class DCGANDiscriminator(nn.Module):
                 ]  # fmt: skip
             else:
                 layers.append(Conv(narrow, wide, 4, 2, 1, "lrelu", fused=fused))
+        self.independent = not batch_norm
         self.layers = nn.Sequential(*layers, nn.Flatten(), Dense(channels[-1] * height * width, 1))
         initialize(self)
 

@@ -23,7 +23,9 @@ class GAN(nn.Module):
     Args:
         generator: maps z [B, latent], and with classes labels [B], to samples [B, ...]. One with an attribute
             ``noisy`` that is True also takes ``seed=`` for noise of its own.
-        discriminator: maps samples, and with classes labels [B], to logits: high for real ones.
+        discriminator: maps samples, and with classes labels [B], to logits: high for real ones. An attribute
+            ``independent`` that is True says that a sample's logit (of a packed one, a pack's) depends on no other
+            sample, so that real and generated ones may share a call.
         latent: size of z, which is standard normal.
         classes: number of classes, None for a model without.
 
@@ -189,6 +191,7 @@ class PackedDiscriminator(nn.Module):
         super().__init__()
         check_count("PackedDiscriminator", "m", m, 1)
         self.discriminator = discriminator
+        self.independent = getattr(discriminator, "independent", False)
         self.m = m
 
     def forward(self, x: Tensor) -> Tensor:

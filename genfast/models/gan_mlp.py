@@ -104,6 +104,8 @@ class MLPDiscriminator(nn.Module):
         torch.Size([3])
     """
 
+    independent = True
+
     def __init__(
         self, shape: Sequence[int], hidden: Sequence[int] = (256, 256), *, maxout: int | None = None, fused: bool = True
     ) -> None:

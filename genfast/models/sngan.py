@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -90,7 +90,7 @@ class SNGANGenerator(nn.Module):
         self.first = Dense(latent, widths[0] * height * width)
         self.start = (widths[0], height, width)
         self.blocks = nn.ModuleList(
-            UpBlock(narrow, wide, classes, fused) for narrow, wide in zip(widths, widths[1:], strict=False)
+            UpBlock(narrow, wide, classes, fused) for narrow, wide in itertools.pairwise(widths)
         )
         self.norm = nn.BatchNorm2d(channels[0])
         self.last = Conv(channels[0], shape[0], 3, 1, 1, "tanh", fused=fused)
@@ -126,6 +126,8 @@ class SNGANDiscriminator(nn.Module):
         torch.Size([2])
     """
 
+    independent = True
+
     def __init__(
         self, shape: Sequence[int], channels: Sequence[int] = (64, 64), *, classes: int | None = None,
         fused: bool = True,
@@ -134,9 +136,7 @@ class SNGANDiscriminator(nn.Module):
         levels("SNGANDiscriminator", shape, len(channels))
         widths = [shape[0], *channels, channels[-1], channels[-1]]
         self.blocks = nn.Sequential(
-            *(
-                DownBlock(widths[i], widths[i + 1], i < len(channels), i == 0, fused) for i in range(len(widths) - 1)
-            )  # fmt: skip
+            *(DownBlock(widths[i], widths[i + 1], i < len(channels), i == 0, fused) for i in range(len(widths) - 1))
         )
         self.last = Dense(channels[-1], 1)
         self.classes = None if classes is None else nn.Embedding(classes, channels[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,7 +12,14 @@ from torch.nn import functional
 
 from genfast._checks import check_count
 from genfast.models._gan_layers import (
-    activate, downsample, levels, minibatch_stddev, modulated_conv2d, normalized, normals, upsample,
+    activate,
+    downsample,
+    levels,
+    minibatch_stddev,
+    modulated_conv2d,
+    normalized,
+    normals,
+    upsample,
 )  # fmt: skip
 from genfast.models.gan import GAN
 
@@ -137,10 +145,7 @@ class StyleGAN2Generator(nn.Module):
         self.embedding = None if classes is None else nn.Embedding(classes, latent)
         sizes = [latent * (1 if classes is None else 2), *[style] * mapping_layers]
         self.layers = nn.Sequential(
-            *(
-                EqualDense(narrow, wide, "lrelu", rate=0.01, fused=fused)
-                for narrow, wide in zip(sizes, sizes[1:], strict=False)
-            )  # fmt: skip
+            *(EqualDense(narrow, wide, "lrelu", rate=0.01, fused=fused) for narrow, wide in itertools.pairwise(sizes))
         )
         self.register_buffer("average", torch.zeros(style))
         self.average: Tensor
@@ -149,7 +154,7 @@ class StyleGAN2Generator(nn.Module):
         self.first = StyledConv(widths[0], widths[0], style, fused=fused)
         self.first_image = ToImage(widths[0], shape[0], style, fused)
         self.ups, self.convs, self.images = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in itertools.pairwise(widths):
             self.ups.append(StyledConv(narrow, wide, style, up=True, fused=fused))
             self.convs.append(StyledConv(wide, wide, style, fused=fused))
             self.images.append(ToImage(wide, shape[0], style, fused))
@@ -235,9 +240,7 @@ class StyleGAN2Discriminator(nn.Module):
         last = channels[-1]
         self.first = EqualConv(shape[0], channels[0], 1, "lrelu", fused=fused)
         widths = [*channels, last]
-        self.blocks = nn.Sequential(
-            *(ResidualDown(narrow, wide, fused) for narrow, wide in zip(widths, widths[1:], strict=False))
-        )
+        self.blocks = nn.Sequential(*(ResidualDown(narrow, wide, fused) for narrow, wide in itertools.pairwise(widths)))
         self.conv = EqualConv(last + 1, last, 3, "lrelu", fused=fused)
         self.dense = EqualDense(last * height * width, last, "lrelu", fused=fused)
         self.last = EqualDense(last, 1 if classes is None else last, fused=fused)
