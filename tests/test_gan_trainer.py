@@ -85,11 +85,13 @@ def test_a_step_is_that_of_plain_pytorch(loss, fused):
 
 
 MODELS = {
-    "mlp": (lambda: MLPGAN((3,), 4, [8], output="linear", batch_norm=True, packed=2), dict(loss="relativistic", r1=0.1)),
-    "wgan-gp": (lambda: MLPGAN((3,), 4, [8], output="linear"), dict(loss="wasserstein", gradient_penalty=10, n_critic=2)),
-    "dcgan": (lambda: DCGAN((1, 8, 8), [4], 4), dict(betas=(0.5, 0.9), weight_decay=0.1)),
-    "sngan": (lambda: SNGAN((1, 8, 8), [4], 4, classes=2), dict(loss="hinge", betas=(0.0, 0.9), n_critic=2)),
-    "stylegan2": (lambda: StyleGAN2((1, 8, 8), [4], 4), dict(r1=1.0, penalty_every=2, path_length=2.0, path_every=2)),
+    "mlp": (lambda: MLPGAN((3,), 4, [8], batch_norm=True, packed=2), {"loss": "relativistic", "r1": 0.1}),
+    "wgan-gp": (lambda: MLPGAN((3,), 4, [8]), {"loss": "wasserstein", "gradient_penalty": 10, "n_critic": 2}),
+    "dcgan": (lambda: DCGAN((1, 8, 8), [4], 4), {"betas": (0.5, 0.9), "weight_decay": 0.1}),
+    "sngan": (lambda: SNGAN((1, 8, 8), [4], 4, classes=2), {"loss": "hinge", "betas": (0.0, 0.9), "n_critic": 2}),
+    "stylegan2": (
+        lambda: StyleGAN2((1, 8, 8), [4], 4), {"r1": 1.0, "penalty_every": 2, "path_length": 2.0, "path_every": 2}
+    ),
 }  # fmt: skip
 
 
@@ -219,14 +221,14 @@ def test_buffers_follow_the_average():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(loss="kl"), "unknown kind 'kl'"),
-        (dict(r1=-1.0), "r1 must be a finite number, at least 0, got -1"),
-        (dict(lr=math.nan), "lr must be a finite number"),
-        (dict(ema=1.0), r"ema must be in \[0, 1\)"),
-        (dict(betas=(0.5, 1.0)), "betas must be in"),
-        (dict(n_critic=0), "n_critic must be at least 1"),
-        (dict(penalty_every=0), "penalty_every must be at least 1"),
-        (dict(path_length=1.0), "path_length needs a generator with mapping and synthesis"),
+        ({"loss": "kl"}, "unknown kind 'kl'"),
+        ({"r1": -1.0}, "r1 must be a finite number, at least 0, got -1"),
+        ({"lr": math.nan}, "lr must be a finite number"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"betas": (0.5, 1.0)}, "betas must be in"),
+        ({"n_critic": 0}, "n_critic must be at least 1"),
+        ({"penalty_every": 0}, "penalty_every must be at least 1"),
+        ({"path_length": 1.0}, "path_length needs a generator with mapping and synthesis"),
     ],
 )
 def test_bad_options_are_explained(options, message):
@@ -236,7 +238,7 @@ def test_bad_options_are_explained(options, message):
 
 def test_bad_batches_and_states_are_explained():
     trainer = GANTrainer(mlp())
-    with pytest.raises(TypeError, match="must be floating point, got torch.uint8"):
+    with pytest.raises(TypeError, match=r"must be floating point, got torch\.uint8"):
         trainer.step(torch.zeros(4, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match="x has no samples"):
         trainer.step(torch.zeros(0, 3))

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from genfast import random
 from genfast._checks import check_count
@@ -62,8 +61,8 @@ class GANTrainer:
         path_every: as ``penalty_every``, in the generator's steps.
         n_critic: steps of the discriminator to one of the generator.
         ema: decay of the generator's moving average ``average``; it is shorter at first. 0: the generator itself.
-        augment: None, ``"diff"`` (always) or ``"ada"`` (as often as overfitting demands): what the discriminator sees is
-            augmented by ``policy``.
+        augment: None, ``"diff"`` (always) or ``"ada"`` (as often as overfitting demands): ``policy`` augments what the
+            discriminator sees.
         policy: of the augmentation, from color, translation and cutout, separated by commas.
         ada_target: ``overfitting`` that ``"ada"`` steers to.
         ada_images: real samples over which its probability may go from 0 to 1.
@@ -315,11 +314,9 @@ class GANTrainer:
             part, _, rest = name.partition(".")
             if rest:
                 parts[part][rest] = tensor
-        wanted = {
-            key: {f"{n}.{part}": torch.Size() if part == "step" else p.shape for k, n, p in self._parameters() if k == key
-                  for part in _ADAM}
-            for key in self.optimizers
-        }  # fmt: skip
+        wanted: dict[str, dict[str, torch.Size]] = {key: {} for key in self.optimizers}
+        for key, name, parameter in self._parameters():
+            wanted[key] |= {f"{name}.{p}": torch.Size() if p == "step" else parameter.shape for p in _ADAM}
         for key, shapes in wanted.items():
             if parts[key] and {name: tensor.shape for name, tensor in parts[key].items()} != shapes:
                 raise ValueError(f"the {key}'s optimizer has buffers that do not fit the model")
