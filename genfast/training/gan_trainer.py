@@ -16,7 +16,9 @@ from genfast.models.gan import GAN
 from genfast.nn import gan_losses
 from genfast.ops import _gan_loss_reference as plain_losses
 
-__all__ = ["GANStep", "GANTrainer"]
+__all__ = ["AUGMENT", "GANStep", "GANTrainer"]
+
+AUGMENT = ("diff", "ada")
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 _MASK = 2**64 - 1
@@ -291,6 +293,11 @@ class GANTrainer:
         """Samples of the generator's moving average; see ``GAN.sample``."""
         gan = GAN(self.average, nn.Identity(), self.gan.latent, classes=self.gan.classes)
         return gan.sample(count, seed, labels=labels, **options)
+
+    @property
+    def augmentation_probability(self) -> float | None:
+        """How often the discriminator's samples are augmented; None where they never are."""
+        return None
 
     # ---- state ----
 
