@@ -94,10 +94,12 @@ def _arguments(
     """y of the real and of the fake logits, in the dtype of the arithmetic."""
     real, fake = (None if x is None else x.to(wide(x.dtype)) for x in (real, fake))
     if form.pairing == PAIRED:
-        assert real is not None and fake is not None
+        assert real is not None
+        assert fake is not None
         return _Sides(_signed(real - fake, *form.real), None)
     if form.pairing == AVERAGE:
-        assert real is not None and fake is not None
+        assert real is not None
+        assert fake is not None
         real, fake = real - _mean(fake, fake_weights), fake - _mean(real, real_weights)
     return _Sides(
         None if real is None or not form.real[0] else _signed(real, *form.real),
@@ -138,6 +140,7 @@ def reference_gradients(
     if form.pairing == PAIRED:
         return to_real, None if to_real is None else -to_real
     if form.pairing == AVERAGE:
-        assert to_real is not None and to_fake is not None
+        assert to_real is not None
+        assert to_fake is not None
         return to_real - (to_fake / to_real.numel()).sum(), to_fake - (to_real / to_fake.numel()).sum()
     return to_real, to_fake

@@ -21,7 +21,8 @@ def test_module_and_functions_agree_with_the_op(kind):
     assert loss.needs_real == ("relativistic" in kind)
     if not loss.needs_real:
         assert loss.generator(fake) == want
-    assert not loss.state_dict() and kind in repr(loss)
+    assert not loss.state_dict()
+    assert kind in repr(loss)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,5 +67,5 @@ def test_errors():
         nn.gan_discriminator_loss("relativistic", x, x, fake_weights=torch.ones(3))
     with pytest.raises(ValueError, match="no real logits to weight"):
         nn.gan_generator_loss("hinge", x, x, real_weights=torch.ones(3))
-    with pytest.raises(TypeError, match="real_weights must be a torch.Tensor"):
+    with pytest.raises(TypeError, match="real_weights must be a"):
         nn.gan_discriminator_loss("hinge", x, x, real_weights=[1.0])

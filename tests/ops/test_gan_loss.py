@@ -69,11 +69,13 @@ def test_value_and_gradient(isa, kind, side, dtype, shape):
     mine, theirs = leaves(real, fake), leaves(*(None if t is None else t.double() for t in (real, fake)))
     loss = ops.gan_loss(*mine, kind, side)
     want = exact(*theirs, kind, side)
-    assert loss.shape == () and loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.shape == ()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     bound = BOUND[dtype]
     torch.testing.assert_close(loss.double(), want, rtol=bound, atol=bound)
     for got, right in zip(gradients(3 * loss, mine), gradients(3 * want, theirs), strict=True):
-        assert got.dtype == dtype and got.shape == right.shape
+        assert got.dtype == dtype
+        assert got.shape == right.shape
         step = torch.finfo(dtype).eps
         torch.testing.assert_close(
             got.double(), right, rtol=max(bound, step), atol=bound / right.numel() + 6e-8 * (dtype == torch.float16)
