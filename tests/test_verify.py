@@ -13,6 +13,7 @@ import torch
 
 from genfast import _dispatch, _ledger, ops
 from genfast.launch import bernoulli_sample as bernoulli_launch
+from genfast.launch import gan_loss as gan_loss_launch
 from genfast.launch import iwae_bound as iwae_launch
 from genfast.launch import log_likelihood as likelihood_launch
 from genfast.launch import log_ratio as log_ratio_launch
@@ -25,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
-STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION)
+GAN = ("gan_loss",)
+STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -42,7 +44,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION):\n"
+        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION, *{GAN}):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"
@@ -110,6 +112,17 @@ def test_wrong_tangent_is_found(monkeypatch):
 
     _broken(monkeypatch, _module("reparameterize")._jvp_op, reparameterize_launch, "cpp_jvp", wrong)
     assert _fails("reparameterize-jvp") == ["reparameterize-jvp"]
+
+
+def test_wrong_loss_of_a_gan_is_found(monkeypatch):
+    def mistaken(change):
+        _broken(monkeypatch, _module("gan_loss")._op, gan_loss_launch, "cpp", lambda right, *args: change(right(*args)))
+        return _fails(*(f"gan_loss-{name}" for name in ("values", "gradients", "extremes", "layouts")))
+
+    assert mistaken(lambda out: (out[0] * (1 + 2**-12), *out[1:])) == [
+        "gan_loss-values", "gan_loss-gradients", "gan_loss-extremes", "gan_loss-layouts",
+    ]  # fmt: skip
+    assert mistaken(lambda out: (*out[:2], None if out[2] is None else -out[2])) == ["gan_loss-gradients"]
 
 
 def test_element_left_out_is_found(monkeypatch):

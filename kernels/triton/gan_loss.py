@@ -175,8 +175,8 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
     """(kernel, signature, constexprs, attrs, num_warps, label) of shipped configurations, for test_aot.py."""
     names = gan_loss_kernel.arg_names
     for dtype, function, pairing in (("fp32", 0, 0), ("bf16", 0, 1), ("fp16", 0, 2), ("fp32", 1, 0), ("bf16", 2, 0)):
-        types = {name: f"*{dtype}" for name in ("real_ptr", "fake_ptr")}
-        types |= {name: "*fp32" for name in ("loss_ptr", "to_real_ptr", "to_fake_ptr")}
+        types = dict.fromkeys(("real_ptr", "fake_ptr"), f"*{dtype}")
+        types |= dict.fromkeys(("loss_ptr", "to_real_ptr", "to_fake_ptr"), "*fp32")
         types |= {"reals": "i32", "fakes": "i32"}
         constexprs = {
             "REAL_SIGN": -1.0, "REAL_SHIFT": 1.0, "FAKE_SIGN": 1.0, "FAKE_SHIFT": 1.0, "SCALE": 1.0,
