@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
-STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION)
+NORMS = ("spectral_normalize",)
+STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *NORMS)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -42,7 +43,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION):\n"
+        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION, *{NORMS}):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"

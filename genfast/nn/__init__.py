@@ -1,6 +1,6 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
-from genfast.nn import functional
+from genfast.nn import functional, utils
 from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
@@ -62,4 +62,5 @@ __all__ = [
     "alibi_slopes",
     "functional",
     "t5_buckets",
+    "utils",
 ]
