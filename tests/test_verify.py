@@ -27,7 +27,8 @@ ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "at
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
 GAN = ("gan_loss",)
-STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN)
+NORMS = ("spectral_normalize",)
+STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN, *NORMS)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -44,7 +45,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION, *{GAN}):\n"
+        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION, *{GAN}, *{NORMS}):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"

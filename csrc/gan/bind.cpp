@@ -1,9 +1,15 @@
+#include <pybind11/stl.h>
+
+#include <vector>
+
 #include "bindings.h"
 #include "gan/gan_loss.h"
+#include "gan/spectral_normalize.h"
 
 namespace genfast {
+namespace {
 
-void bind_gan(pybind11::module_& cpu) {
+void bind_gan_loss(pybind11::module_& cpu) {
   using Release = pybind11::call_guard<pybind11::gil_scoped_release>;
   cpu.def(
       "gan_loss",
@@ -15,6 +21,46 @@ void bind_gan(pybind11::module_& cpu) {
                        real_sign, real_shift, fake_sign, fake_shift, scale});
       },
       Release());
+}
+
+// Ten integers a layer, in the order of SpectralLayer; sigma and dsigma [layers].
+std::vector<SpectralLayer> layers_of(const std::vector<int64_t>& numbers) {
+  std::vector<SpectralLayer> layers;
+  for (size_t i = 0; i + 10 <= numbers.size(); i += 10) {
+    const auto at = [&](size_t k) { return pointer(static_cast<uintptr_t>(numbers[i + k])); };
+    layers.push_back({at(0), at(1), at(2), at(3), at(4), at(5), at(6), numbers[i + 7], numbers[i + 8], numbers[i + 9]});
+  }
+  return layers;
+}
+
+void bind_spectral_normalize(pybind11::module_& cpu) {
+  cpu.def(
+      "spectral_normalize",
+      [](int dtype, const std::vector<int64_t>& numbers, uintptr_t sigma, int64_t iterations, double eps,
+         int64_t execution) {
+        const std::vector<SpectralLayer> layers = layers_of(numbers);
+        cpu::spectral_normalize({static_cast<DType>(dtype), layers.data(), static_cast<int64_t>(layers.size()),
+                                 pointer(sigma), nullptr, iterations, eps},
+                                static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+  cpu.def(
+      "spectral_normalize_backward",
+      [](int dtype, const std::vector<int64_t>& numbers, uintptr_t sigma, uintptr_t dsigma, int64_t execution) {
+        const std::vector<SpectralLayer> layers = layers_of(numbers);
+        cpu::spectral_normalize_backward({static_cast<DType>(dtype), layers.data(), static_cast<int64_t>(layers.size()),
+                                          pointer(sigma), pointer(dsigma), 0, 0.0},
+                                         static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+
+
+}  // namespace
+
+void bind_gan(pybind11::module_& cpu) {
+  bind_gan_loss(cpu);
+  bind_spectral_normalize(cpu);
 }
 
 }  // namespace genfast

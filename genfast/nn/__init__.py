@@ -1,6 +1,6 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
-from genfast.nn import functional
+from genfast.nn import functional, utils
 from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
@@ -66,4 +66,5 @@ __all__ = [
     "gan_discriminator_loss",
     "gan_generator_loss",
     "t5_buckets",
+    "utils",
 ]

@@ -22,6 +22,7 @@ from genfast.ops.rbm_log_z_exact import rbm_log_z_exact
 from genfast.ops.rbm_tempering import TemperingResult, joint_energy, rbm_tempering
 from genfast.ops.reparameterize import gaussian_kl, reparameterize, reparameterize_kl
 from genfast.ops.rotary import rotary
+from genfast.ops.spectral_normalize import SpectralNormalized, spectral_normalize
 from genfast.ops.vector_quantize import (
     CodeSums,
     CodeUsage,
@@ -44,6 +45,7 @@ __all__ = [
     "NearestCode",
     "RBMGradients",
     "RBMUpdate",
+    "SpectralNormalized",
     "T5Bias",
     "TemperingResult",
     "VectorQuantized",
@@ -80,6 +82,7 @@ __all__ = [
     "reparameterize_kl",
     "reparameterize_log_ratio",
     "rotary",
+    "spectral_normalize",
     "unpack_bits",
     "vector_quantize",
 ]
