@@ -21,6 +21,7 @@ from genfast.ops.rbm_log_z_exact import rbm_log_z_exact
 from genfast.ops.rbm_tempering import TemperingResult, joint_energy, rbm_tempering
 from genfast.ops.reparameterize import gaussian_kl, reparameterize, reparameterize_kl
 from genfast.ops.rotary import rotary
+from genfast.ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 from genfast.ops.vector_quantize import (
     CodeSums,
     CodeUsage,
@@ -55,6 +56,7 @@ __all__ = [
     "bernoulli_sample",
     "code_sums",
     "code_usage",
+    "downsample2d",
     "elbo",
     "gaussian_kl",
     "importance_log_likelihood",
@@ -78,6 +80,9 @@ __all__ = [
     "reparameterize_kl",
     "reparameterize_log_ratio",
     "rotary",
+    "setup_filter",
     "unpack_bits",
+    "upfirdn2d",
+    "upsample2d",
     "vector_quantize",
 ]
