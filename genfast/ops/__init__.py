@@ -23,6 +23,7 @@ from genfast.ops.rbm_tempering import TemperingResult, joint_energy, rbm_temperi
 from genfast.ops.reparameterize import gaussian_kl, reparameterize, reparameterize_kl
 from genfast.ops.rotary import rotary
 from genfast.ops.spectral_normalize import SpectralNormalized, spectral_normalize
+from genfast.ops.upfirdn2d import downsample2d, setup_filter, upfirdn2d, upsample2d
 from genfast.ops.vector_quantize import (
     CodeSums,
     CodeUsage,
@@ -58,6 +59,7 @@ __all__ = [
     "bernoulli_sample",
     "code_sums",
     "code_usage",
+    "downsample2d",
     "elbo",
     "gan_loss",
     "gaussian_kl",
@@ -83,6 +85,9 @@ __all__ = [
     "reparameterize_log_ratio",
     "rotary",
     "spectral_normalize",
+    "setup_filter",
     "unpack_bits",
+    "upfirdn2d",
+    "upsample2d",
     "vector_quantize",
 ]
