@@ -168,7 +168,9 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training rows; for a dbn, a layer.")] = 10,
     batch: Annotated[int, typer.Option(help="Rows a gradient.")] = 64,
-    lr: Annotated[float | None, typer.Option(help="Learning rate: 0.05, of autoencoders 0.001, of gans by arch.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate: 0.05, of autoencoders 0.001, of gans by arch.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Of an rbm or dbn on the weights, not on the biases.")] = 0.0,
     binarize: Annotated[
         str | None, typer.Option(help="threshold, sample or none, for bernoulli units and likelihoods.")
@@ -191,10 +193,11 @@ def train(
     ] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or split.", rich_help_panel=MACHINES)] = "fp32",
     arch: Annotated[
-        str | None, typer.Option(
+        str | None,
+        typer.Option(
             help="mlp, conv or residual; a vqvae is residual; of a gan mlp, dcgan, sngan or stylegan2.",
             rich_help_panel=AUTOENCODERS,
-        )
+        ),
     ] = None,
     likelihood: Annotated[
         str | None,
@@ -203,7 +206,9 @@ def train(
             rich_help_panel=AUTOENCODERS,
         ),
     ] = None,
-    latent: Annotated[int, typer.Option(help="Size of z: 20, of a gan 64; vae, iwae, gan.", rich_help_panel=AUTOENCODERS)] = 20,
+    latent: Annotated[
+        int, typer.Option(help="Size of z: 20, of a gan 64; vae, iwae, gan.", rich_help_panel=AUTOENCODERS)
+    ] = 20,
     beta: Annotated[float, typer.Option(help="Weight of the KL term; vae.", rich_help_panel=AUTOENCODERS)] = 1.0,
     free_bits: Annotated[
         float, typer.Option(help="Nats that each latent dimension has for nothing; vae.", rich_help_panel=AUTOENCODERS)
@@ -276,7 +281,8 @@ def train(
         int, typer.Option(help="Examples over which ada's p may go from 0 to 1.", rich_help_panel=ADVERSARIES)
     ] = 100_000,
     packed: Annotated[
-        int, typer.Option(help="Samples that the discriminator judges at once; mlp, dcgan.", rich_help_panel=ADVERSARIES)
+        int,
+        typer.Option(help="Samples that the discriminator judges at once; mlp, dcgan.", rich_help_panel=ADVERSARIES),
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="The checkpoint; its log ends in .log.csv.")] = Path("model.safetensors"),

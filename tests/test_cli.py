@@ -273,7 +273,7 @@ def test_weight_decay_is_for_the_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gan"], "model must be one of rbm, dbn, vae, iwae, vqvae"),
+        (["flow"], "model must be one of rbm, dbn, vae, iwae, vqvae, gan"),
         (["rbm", "--data", "csv:nowhere.csv"], "nowhere.csv does not exist"),
         (["rbm", "--data", "mnist"], "choose digits, idx:PATH, csv:PATH or images:DIR"),
         (["rbm", "--hidden", "20,x"], "numbers separated by commas"),

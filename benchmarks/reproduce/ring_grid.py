@@ -3,14 +3,14 @@
 python -m genfast.benchmarks.reproduce.ring_grid [--quick] [--data ring|grid|both] [--methods gan,pacgan2,...]
     [--kernels on|off|both] [--seeds 0-9] [--steps N] [--resume] [--threads 1] [--out DIR]
 
-Ring: the unit circle, sigma 0.01. Grid: 5 x 5 from -2 to 2, sigma 0.05. The generator has two hidden layers of 400 relu
-units and z of 2 normals, the discriminator three of 200 maxout units of 5 pieces; Adam, beta1 0.8, batches of 100 logits
-(a packed one sees m samples each). Of 2,500 samples, those within 3 sigma of the nearest mode are of high quality, and a
-mode is covered that has one (Lin et al., "PacGAN", NeurIPS 2018, section 4.1; Srivastava et al., "VEEGAN", NeurIPS
-2017). The plain GAN and PacGAN train at the published rate of 1e-4; the relativistic one (Huang et al., "The GAN is
-dead; long live the GAN!", NeurIPS 2024) at 1e-3, with the weight of R1 and R2 given below, and its samples are those of
-the generator's moving average. All rates fall to zero in the last half of the run. The published runs have 100 times as
-many steps.
+Ring: the unit circle, sigma 0.01. Grid: 5 x 5 from -2 to 2, sigma 0.05. The generator has two hidden layers of 400
+relu units and z of 2 normals, the discriminator three of 200 maxout units of 5 pieces; Adam, beta1 0.8, batches of 100
+logits (a packed one sees m samples each). Of 2,500 samples, those within 3 sigma of the nearest mode are of high
+quality, and a mode is covered that has one (Lin et al., "PacGAN", NeurIPS 2018, section 4.1; Srivastava et al.,
+"VEEGAN", NeurIPS 2017). The plain GAN and PacGAN train at the published rate of 1e-4, the relativistic one (Huang et
+al., "The GAN is dead; long live the GAN!", NeurIPS 2024) at 1e-3, with the weight of R1 and R2 in ``DATA``, and its
+samples are those of the generator's moving average. All rates fall to zero in the last half of the run. The published
+runs have 100 times as many steps.
 
 ``--kernels off`` trains the same networks from the same weights on the same batches and noise by plain PyTorch.
 Each run is saved as it ends, and ``--resume`` does what the folder lacks.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genfast import ops
+from genfast.nn.utils import spectral_norm_network
 
 __all__ = [
     "BatchNormAct", "ConditionalBatchNorm2d", "Conv", "ConvTranspose", "Dense", "InstanceNorm", "activate",
@@ -167,22 +168,28 @@ _TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def _taps(x: Tensor) -> Tensor:
-    """[4, 4], of sum 1."""
-    taps = torch.tensor(_TAPS, dtype=x.dtype, device=x.device) / sum(_TAPS)
-    return taps[:, None] * taps
+    """[4], of sum 1."""
+    return torch.tensor(_TAPS, dtype=x.dtype, device=x.device) / sum(_TAPS)
+
+
+def _kernels(x: Tensor, gain: float) -> Tensor:
+    """The filter in two dimensions, once a channel."""
+    taps = _taps(x)
+    return (gain * taps[:, None] * taps).expand(x.shape[1], 1, -1, -1)
 
 
 def upsample(x: Tensor, fused: bool) -> Tensor:
     """Twice the resolution, by the filter 1 3 3 1 in both directions."""
-    channels = x.shape[1]
-    weight = (4 * _taps(x)).expand(channels, 1, 4, 4)
-    return functional.conv_transpose2d(x, weight, stride=2, padding=1, groups=channels)
+    if fused:
+        return ops.upfirdn2d(x, _taps(x).float(), up=2, padding=(2, 1, 2, 1), gain=4.0)
+    return functional.conv_transpose2d(x, _kernels(x, 4.0), stride=2, padding=1, groups=x.shape[1])
 
 
 def downsample(x: Tensor, fused: bool, down: int = 2, more: int = 0) -> Tensor:
     """Every other position, with ``down`` 1 every one, of what the filter 1 3 3 1 leaves; ``more``: wider padding."""
-    channels = x.shape[1]
-    return functional.conv2d(x, _taps(x).expand(channels, 1, 4, 4), stride=down, padding=1 + more, groups=channels)
+    if fused:
+        return ops.upfirdn2d(x, _taps(x).float(), down=down, padding=1 + more)
+    return functional.conv2d(x, _kernels(x, 1.0), stride=down, padding=1 + more, groups=x.shape[1])
 
 
 def modulated_conv2d(x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool, fused: bool) -> Tensor:
@@ -211,6 +218,9 @@ def minibatch_stddev(x: Tensor, group: int, fused: bool) -> Tensor:
 
 def spectral(network: nn.Module, fused: bool) -> None:
     """Divides the weights of all linear layers, convolutions and embeddings by their spectral norms, in place."""
+    if fused:
+        spectral_norm_network(network)
+        return
     for part in network.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.Embedding)):
             nn.utils.parametrizations.spectral_norm(part)

@@ -42,7 +42,8 @@ def train(
         out: the checkpoint, a .safetensors file; the log has the same name and ends in .log.csv.
         resume: go on from ``out``.
         overwrite: replace ``out``.
-        pictures: folder to draw an autoencoder or a GAN in at the end, a GAN also after each epoch; it is made where it is missing.
+        pictures: folder to draw an autoencoder or a GAN in at the end, a GAN also after each epoch; it is made where it
+            is missing.
         console: where to print.
 
     Raises:
@@ -51,7 +52,9 @@ def train(
     family = family_of(model)
     _check_given(model, family, given)
     if pictures is not None and family.pictures is None:
-        raise ValueError(f"--pictures is for {', '.join(_models_where(lambda other: other.pictures is not None))}, not for {model}")
+        raise ValueError(
+            f"--pictures is for {', '.join(_models_where(lambda other: other.pictures is not None))}, not for {model}"
+        )
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors, got {out}")
     if resume and overwrite:

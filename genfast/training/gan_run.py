@@ -167,7 +167,7 @@ class GANRun(Run):
         """The run's trainer, at its place."""
         options: GANOptions = self.options
         trainer = GANTrainer(
-            self.model, loss=options.loss, lr=options.lr, discriminator_lr=options.discriminator_lr,
+            self.model, loss=options.loss, lr=options.lr or 0.0, discriminator_lr=options.discriminator_lr,
             betas=(options.beta1 or 0.0, 0.99), weight_decay=options.weight_decay, r1=options.r1 or 0.0,
             r2=options.r2 or 0.0, gradient_penalty=options.gradient_penalty, penalty_every=options.penalty_every or 1,
             consistency=options.consistency, path_length=options.path_length, n_critic=options.n_critic or 1,
