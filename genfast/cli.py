@@ -149,7 +149,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes, for a smoke test.")] = False,
 ) -> None:
-    """Trains VAEs and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
+    """Trains VAEs, a GAN and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
     _need("sklearn", "genfast[examples]")
     _need("matplotlib", "genfast[examples]")
     from genfast.demo import run

@@ -211,7 +211,7 @@ def test_pictures(tmp_path, small):
     from matplotlib import image
 
     folder, path = tmp_path / "pictures", tmp_path / "gan.safetensors"
-    run("train", "gan", "--data", small, "--hidden", 8, "--epochs", 2, "--pictures", folder, "--out", path)
+    run("train", "gan", "--data", small, "--lr", 0.02, "--epochs", 2, "--pictures", folder, "--out", path)
     names = {"samples", "held_out", "interpolations", "curve", "epoch_0001", "epoch_0002"}
     assert {file.name for file in folder.iterdir()} == {f"{name}.png" for name in names}
     run_ = training.load(path)
