@@ -59,7 +59,7 @@ def _cases(c: Context) -> list[tuple[int, torch.dtype, tuple[int, ...], Any, dic
         for dtype in c.dtypes_of(index):
             shapes = (SHAPES[index % len(SHAPES)],) if c.compiles else SHAPES
             for shape in shapes:
-                options = {"up": up, "down": down, "padding": padding, "flip_filter": index % 2 == 1, "gain": 1.5}
+                options: dict[str, Any] = {"up": up, "down": down, "padding": padding, "flip_filter": index % 2 == 1, "gain": 1.5}
                 found.append((index, dtype, shape, taps, options))
     return found
 
@@ -106,7 +106,7 @@ def channels_last(c: Context) -> None:
 
 def layouts(c: Context) -> None:
     """Slices, transposes, expanded and misaligned images; a strided filter."""
-    options = {"up": (2, 1), "down": (1, 2), "padding": (2, 1, 2, 1), "flip_filter": False, "gain": 1.0}
+    options: dict[str, Any] = {"up": (2, 1), "down": (1, 2), "padding": (2, 1, 2, 1), "flip_filter": False, "gain": 1.0}
     for dtype in c.main_dtypes:
         f = _filter(c, 3, True, dtype)
         inputs = (
@@ -123,7 +123,7 @@ def layouts(c: Context) -> None:
 
 def tiles(c: Context) -> None:
     """Planes and rows of several tiles."""
-    options = {"up": (2, 2), "down": (1, 1), "padding": (2, 1, 2, 1), "flip_filter": False, "gain": 4.0}
+    options: dict[str, Any] = {"up": (2, 2), "down": (1, 1), "padding": (2, 1, 2, 1), "flip_filter": False, "gain": 4.0}
     dtype = c.main_dtypes[0]
     f = _filter(c, 4, True, dtype)
     wide = c.scaled(2500, 150)
@@ -158,7 +158,7 @@ def second_order(c: Context) -> None:
     """Double backward: derivatives of the gradient of x by its cotangent and by the filter."""
     for turn, dtype in enumerate(c.dtypes):
         taps, up, down, padding = CASES[turn % 5]
-        options = {"up": up, "down": down, "padding": padding, "flip_filter": False, "gain": 1.5}
+        options: dict[str, Any] = {"up": up, "down": down, "padding": padding, "flip_filter": False, "gain": 1.5}
         x, f = c.normal(2, 3, 6, 7, dtype=dtype), _filter(c, taps, turn % 2 == 0, dtype)
         dy, v = c.normal(*ops.upfirdn2d(x, f, **options).shape, dtype=dtype), c.normal(2, 3, 6, 7, dtype=dtype)
 
@@ -178,7 +178,7 @@ def jvp(c: Context) -> None:
     """Forward mode by torch.func.jvp and by dual numbers, by x and by the filter."""
     for turn, dtype in enumerate(c.dtypes):
         taps, up, down, padding = CASES[turn % 5]
-        options = {"up": up, "down": down, "padding": padding, "flip_filter": True, "gain": 0.5}
+        options: dict[str, Any] = {"up": up, "down": down, "padding": padding, "flip_filter": True, "gain": 0.5}
         x, x_t = (c.normal(2, 3, 6, 7, dtype=dtype) for _ in range(2))
         f, f_t = (_filter(c, taps, turn % 2 == 0, dtype) for _ in range(2))
 
@@ -254,7 +254,7 @@ def large(c: Context) -> None:
     if not _gpu.has_memory(c, count * 4):
         return
     x = _gpu.random_large(c, count).view(batch, channels, high, wide)
-    options = {"up": (1, 1), "down": (1, 1), "padding": (2, 1, 2, 1), "flip_filter": False, "gain": 1.0}
+    options: dict[str, Any] = {"up": (1, 1), "down": (1, 1), "padding": (2, 1, 2, 1), "flip_filter": False, "gain": 1.0}
     f = _filter(c, 4, True, torch.float32)
     out = ops.upfirdn2d(x, f, **options)
     for plane in ((0, 0), (batch - 1, channels - 1)):
