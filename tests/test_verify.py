@@ -19,6 +19,7 @@ from genfast.launch import log_likelihood as likelihood_launch
 from genfast.launch import log_ratio as log_ratio_launch
 from genfast.launch import reparameterize as reparameterize_launch
 from genfast.launch import rotary as rotary_launch
+from genfast.launch import upfirdn2d as upfirdn2d_launch
 from genfast.launch import vector_quantize as vector_quantize_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
-GAN = ("gan_loss",)
+GAN = ("gan_loss", "upfirdn2d")
 NORMS = ("spectral_normalize",)
 STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN, *NORMS)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
@@ -236,6 +237,20 @@ def test_wrong_rotations_are_found(monkeypatch):
         f"rotary-{name}" for name in ("forward", "positions", "gradients", "second order", "jvp")
     ]
     assert mistaken(offset) == ["rotary-forward", "rotary-positions", "rotary-gradients", "rotary-second order"]
+
+
+def test_wrong_filtering_is_found(monkeypatch):
+    names = ("forward", "channels last", "layouts", "gradients", "second order", "jvp")
+
+    def mistaken(change):
+        op = _module("upfirdn2d")._op
+        _broken(monkeypatch, op, upfirdn2d_launch, "cpp", lambda right, *args: right(*change(*args)))
+        return [name.removeprefix("upfirdn2d-") for name in _fails(*(f"upfirdn2d-{name}" for name in names))]
+
+    assert mistaken(lambda *args: (*args[:10], not args[10], args[11])) == list(names)  # the filter turned
+    assert mistaken(lambda *args: (*args[:8], args[8] + 1, *args[9:])) == list(names)  # a pixel to the side
+    assert mistaken(lambda *args: (*args[:9], args[9] - 1, *args[10:])) == list(names)  # and upwards
+    assert mistaken(lambda *args: (*args[:11], 1.0)) == ["forward", "channels last", "gradients", "second order", "jvp"]
 
 
 def test_wrong_codes_are_found(monkeypatch):

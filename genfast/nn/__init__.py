@@ -31,6 +31,7 @@ from genfast.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from genfast.nn.upfirdn2d import Downsample2d, Upfirdn2d, Upsample2d
 from genfast.nn.vae import ELBO, GaussianKL, Reparameterize
 from genfast.nn.vector_quantizer import VectorQuantizer
 
@@ -38,6 +39,7 @@ __all__ = [
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
+    "Downsample2d",
     "DynamicNTKScaling",
     "ELBO",
     "GANLoss",
@@ -59,6 +61,8 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "Upfirdn2d",
+    "Upsample2d",
     "VectorQuantizer",
     "YarnScaling",
     "alibi_slopes",

@@ -353,7 +353,8 @@ def setup_filter(
         separable: True or None: [taps] stays [taps] (one pass over memory; None takes 2-D taps too); False: 2-D.
 
     Returns:
-        [taps] or [taps_y, taps_x], float32, or float64 where taps is a float64 tensor.
+        [taps] or [taps_y, taps_x], float32, or float64 where taps is a float64 tensor; on the device of a tensor, else
+        on the default device.
 
     Raises:
         TypeError: for taps that are no numbers.
@@ -368,7 +369,7 @@ def setup_filter(
                 [0.2500, 0.2500]])
     """
     try:
-        given = torch.as_tensor(taps)
+        given = taps if isinstance(taps, torch.Tensor) else torch.tensor(taps, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"setup_filter: taps must be numbers, got {taps!r}") from error
     if given.is_complex() or given.dtype == torch.bool:
@@ -391,4 +392,5 @@ def setup_filter(
     if f.dim() == 1 and gain < 0:
         raise ValueError(f"setup_filter: a separable filter has no negative gain, got {gain}; pass separable=False")
     f = f * (math.sqrt(gain) if f.dim() == 1 else gain)
-    return (f.flip(tuple(range(f.dim()))) if flip else f).to(keep)
+    device = taps.device if isinstance(taps, torch.Tensor) else torch.get_default_device()
+    return (f.flip(tuple(range(f.dim()))) if flip else f).to(keep).to(device)

@@ -74,8 +74,8 @@ def by_scipy(x, f, up, down, padding, flip_filter):
 CASES = [
     # taps, up, down, padding
     (1, 1, 1, 0), (4, 2, 1, (2, 1, 2, 1)), (4, 1, 2, (1, 1, 1, 1)), (3, 2, 1, 1), (3, 1, 2, (1, 0, 0, 1)), (5, 2, 2, 3),
-    (6, 3, 2, (2, 4, 3, 2)), (12, 2, 1, (6, 5, 6, 5)), (12, 1, 2, 5), (5, 3, 4, 4), (7, (2, 1), (1, 3), 3), (2, 4, 6, 1),
-    (4, 2, 1, (-1, -2, -3, 1)), (3, 1, 1, (-2, 4, 0, -1)), (2, 5, 1, (3, 0, 1, 9)), (1, 1, 3, 0), (8, 2, 1, (4, 3)),
+    (6, 3, 2, (2, 4, 3, 2)), (12, 2, 1, (6, 5, 6, 5)), (12, 1, 2, 5), (5, 3, 4, 4), (7, (2, 1), (1, 3), 3),
+    (2, 4, 6, 1), (4, 2, 1, (-1, -2, -3, 1)), (3, 1, 1, (-2, 4, 0, -1)), (2, 5, 1, (3, 0, 1, 9)), (1, 1, 3, 0), (8, 2, 1, (4, 3)),
 ]  # fmt: skip
 
 
@@ -107,7 +107,9 @@ def test_matches_the_definition(isa, dtype, separable, last):
             continue
         out = ops.upfirdn2d(x, f, **options)
         assert out.dtype == dtype
-        assert out.is_contiguous(memory_format=torch.channels_last if last and shape[1] > 1 else torch.contiguous_format)
+        assert out.is_contiguous(
+            memory_format=torch.channels_last if last and shape[1] > 1 else torch.contiguous_format
+        )
         assert_close(out, want)
 
 
