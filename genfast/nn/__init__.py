@@ -6,6 +6,17 @@ from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
 from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
+from genfast.nn.gan_penalties import (
+    LazyAdam,
+    LazyRegularization,
+    PathLengthPenalty,
+    consistency_penalty,
+    gradient_penalty,
+    lazy_optimizer_parameters,
+    path_length_penalty,
+    r1_penalty,
+    r2_penalty,
+)
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -44,11 +55,14 @@ __all__ = [
     "ELBO",
     "GANLoss",
     "GaussianKL",
+    "LazyAdam",
+    "LazyRegularization",
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",
     "MultiheadAttention",
     "NTKScaling",
+    "PathLengthPenalty",
     "RBM",
     "RelativePositionBias",
     "RelativePositionBias2d",
@@ -66,9 +80,15 @@ __all__ = [
     "VectorQuantizer",
     "YarnScaling",
     "alibi_slopes",
+    "consistency_penalty",
     "functional",
     "gan_discriminator_loss",
     "gan_generator_loss",
+    "gradient_penalty",
+    "lazy_optimizer_parameters",
+    "path_length_penalty",
+    "r1_penalty",
+    "r2_penalty",
     "t5_buckets",
     "utils",
 ]
