@@ -10,7 +10,7 @@ import torch
 from genfast._checks import wide
 from genfast._native import DTYPE_CODES, C, execution
 from genfast.launch._common import device_guard, pointer
-from genfast.ops._bias_act_reference import SELU, bits_shape, geometry, in_order, like_order, planes_of
+from genfast.ops._bias_act_reference import SELU, bits_shape, geometry, in_order, like_order, out_of_order, planes_of
 
 Tensor = torch.Tensor
 #: The codes of csrc/gan/bias_act.h.
@@ -46,23 +46,17 @@ def _run(x, b, dy, v, v_b, out, to_x, sums, bits, order, dim, act, alpha, gain, 
     )  # fmt: skip
 
 
-def _dense(x: Tensor | None, order: tuple[int, ...]) -> Tensor | None:
+def _dense(x: Tensor | None, order: str) -> Tensor | None:
     """x with its memory in order; copied only where it is not so already."""
-    if x is None or (not order and x.is_contiguous()):
-        return x
-    dense = in_order(x, order)
-    if not order:
-        return dense
-    return dense.permute(sorted(range(len(order)), key=order.__getitem__))
+    return None if x is None else out_of_order(in_order(x, order), order)
 
 
-def _new_bits(x: Tensor, order: tuple[int, ...], dim: int, act: str, clamp: float | None) -> Tensor:
+def _new_bits(x: Tensor, order: str, dim: int, act: str, clamp: float | None) -> Tensor:
     shape = bits_shape(*geometry(x.shape, order, dim), planes_of(act, clamp))
     return x.new_empty(shape, dtype=torch.uint8)
 
 
 def cpp_forward(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     x, out = _dense(x, order), like_order(x, order)
     bits = _new_bits(x, order, dim, act, clamp) if want_bits else None
     b = _values(b, x)
@@ -71,7 +65,6 @@ def cpp_forward(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # type: 
 
 
 def cpp_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx, want_db):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     dy, x = _dense(dy, order), _dense(x, order)
     dx = like_order(dy, order) if want_dx else None
     db = _sums(dy, dim, want_db)
@@ -83,7 +76,6 @@ def cpp_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx, w
 
 
 def cpp_second(x, b, dy, v, v_b, order, dim, act, alpha, gain, clamp, want_dy, want_dx, want_db):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     x, dy, v = _dense(x, order), _dense(dy, order), _dense(v, order)
     to_dy = like_order(x, order) if want_dy else None
     to_x = like_order(x, order) if want_dx else None
@@ -100,7 +92,6 @@ def _kernels() -> Any:
 
 
 def triton_forward(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     x, out = _dense(x, order), like_order(x, order)
     bits = _new_bits(x, order, dim, act, clamp) if want_bits else None
     if x.numel():
@@ -114,7 +105,6 @@ def triton_forward(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # typ
 
 
 def triton_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx, want_db):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     dy, x = _dense(dy, order), _dense(x, order)
     dx = like_order(dy, order) if want_dx else None
     if dy.numel() == 0:
@@ -129,7 +119,6 @@ def triton_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx
 
 
 def triton_second(x, b, dy, v, v_b, order, dim, act, alpha, gain, clamp, want_dy, want_dx, want_db):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     x, dy, v = _dense(x, order), _dense(dy, order), _dense(v, order)
     to_dy = like_order(x, order) if want_dy else None
     to_x = like_order(x, order) if want_dx else None

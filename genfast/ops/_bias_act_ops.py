@@ -17,6 +17,7 @@ from genfast.ops._bias_act_reference import (
     geometry,
     in_order,
     like_order,
+    out_of_order,
     over_channels,
     pack,
     planes_of,
@@ -32,8 +33,8 @@ __all__ = ["forward_op", "gradient_op", "second_op", "sum_of"]
 Tensor = torch.Tensor
 
 
-def _laid_out(x: Tensor, order: tuple[int, ...], like: Tensor) -> Tensor:
-    return like_order(like, tuple(order)).copy_(x)
+def _laid_out(x: Tensor, order: str, like: Tensor) -> Tensor:
+    return like_order(like, order).copy_(x)
 
 
 def _masks(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None) -> Any:
@@ -46,7 +47,6 @@ def _masks(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: 
 
 
 def _reference_forward(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     y = _laid_out(reference(x, b, dim, act, alpha, gain, clamp), order, x)
     if not want_bits:
         return y, None
@@ -61,11 +61,10 @@ def _slope_of_bits(dy: Tensor, bits: Tensor, order, dim, act, alpha, gain):  # t
     flat = torch.where(first, gain, gain * alpha if act == "lrelu" else 0.0)
     flat = torch.where(second[0], flat, 0.0) if second else flat
     found = flat.to(wide(dy.dtype)).reshape(dense.shape)
-    return found.permute(sorted(range(len(order)), key=order.__getitem__)) if order else found
+    return out_of_order(found, order)
 
 
 def _reference_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx, want_db):  # type: ignore[no-untyped-def]
-    order = tuple(order)
     if bits is not None:
         first = _slope_of_bits(dy, bits, order, dim, act, alpha, gain)
     elif x is None:
@@ -84,7 +83,7 @@ def sum_of(v: Tensor | None, v_b: Tensor | None, x: Tensor, dim: int) -> Tensor:
 
 
 def _reference_second(x, b, dy, v, v_b, order, dim, act, alpha, gain, clamp, want_dy, want_dx, want_db):  # type: ignore[no-untyped-def]
-    order, w = tuple(order), sum_of(v, v_b, x, dim)
+    w = sum_of(v, v_b, x, dim)
     to_x = dy * w * slope(x, b, dim, act, alpha, gain, clamp, 2)
     return (
         _laid_out(w * slope(x, b, dim, act, alpha, gain, clamp, 1), order, x) if want_dy else None,
@@ -98,19 +97,26 @@ def _channels(x: Tensor, dim: int) -> Any:
 
 
 def _fake(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # type: ignore[no-untyped-def]
-    order = tuple(order)
-    shape = bits_shape(*geometry(x.shape, order, dim), planes_of(act, clamp)) if want_bits else (0,)
+    if not want_bits:
+        return like_order(x, order), x.new_empty(0)
+    shape = bits_shape(*geometry(x.shape, order, dim), planes_of(act, clamp))
     return like_order(x, order), x.new_empty(shape, dtype=torch.uint8)
 
 
+def _fake_like(x: Tensor, order: str, wanted: bool) -> Tensor:
+    return like_order(x, order) if wanted else x.new_empty(0)
+
+
+def _fake_sums(x: Tensor, dim: int, wanted: bool) -> Tensor:
+    return x.new_empty(_channels(x, dim), dtype=wide(x.dtype)) if wanted else x.new_empty(0)
+
+
 def _fake_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx, want_db):  # type: ignore[no-untyped-def]
-    dx = like_order(dy, tuple(order)) if want_dx else dy.new_empty(0)
-    return dx, dy.new_empty(_channels(dy, dim) if want_db else 0, dtype=wide(dy.dtype))
+    return _fake_like(dy, order, want_dx), _fake_sums(dy, dim, want_db)
 
 
 def _fake_second(x, b, dy, v, v_b, order, dim, act, alpha, gain, clamp, want_dy, want_dx, want_db):  # type: ignore[no-untyped-def]
-    to_dy, to_x = (like_order(x, tuple(order)) if want else x.new_empty(0) for want in (want_dy, want_dx))
-    return to_dy, to_x, x.new_empty(_channels(x, dim) if want_db else 0, dtype=wide(x.dtype))
+    return _fake_like(x, order, want_dy), _fake_like(x, order, want_dx), _fake_sums(x, dim, want_db)
 
 
 def _check_options(op: str, x: Tensor, order: Any, dim: int, act: str, numbers: Any, vectors: dict[str, Any]) -> None:
@@ -118,8 +124,8 @@ def _check_options(op: str, x: Tensor, order: Any, dim: int, act: str, numbers: 
     if act not in ACTIVATIONS:
         raise ValueError(f"{op}: unknown activation {act!r}")
     check_count(op, "dim", dim, 0, max(x.dim(), 1))
-    if len(order) and sorted(order) != list(range(x.dim())):
-        raise ValueError(f"{op}: order must be empty or a permutation of {x.dim()} dimensions, got {list(order)}")
+    if order and sorted(order.split(",")) != sorted(map(str, range(x.dim()))):
+        raise ValueError(f"{op}: order must be empty or a permutation of {x.dim()} dimensions, got {order!r}")
     alpha, gain, clamp = numbers
     if not (math.isfinite(alpha) and math.isfinite(gain)) or (clamp is not None and not clamp >= 0):
         raise ValueError(f"{op}: alpha and gain must be finite and clamp not negative, got {numbers}")
@@ -145,7 +151,7 @@ def _check_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx
     elif bits is None and planes_of(act, clamp) + (act not in PIECEWISE):
         raise ValueError(f"{op}: {act} with clamp {clamp} needs x or its bits")
     if bits is not None:
-        shape = bits_shape(*geometry(dy.shape, tuple(order), dim), planes_of(act, clamp))
+        shape = bits_shape(*geometry(dy.shape, order, dim), planes_of(act, clamp))
         fits = bits.dtype == torch.uint8 and bits.device == dy.device and bits.is_contiguous()
         if act not in PIECEWISE or shape[0] == 0 or tuple(bits.shape) != shape or not fits:
             raise ValueError(f"{op}: bits must be contiguous, uint8, of shape {shape} and of a piecewise linear act")
@@ -173,7 +179,7 @@ def _backends(reference_run: Any, name: str) -> dict[str, Backend]:
     }
 
 
-_OPTIONS = "int[] order, int dim, str act, float alpha, float gain, float? clamp"
+_OPTIONS = "str order, int dim, str act, float alpha, float gain, float? clamp"
 forward_op = Op(
     f"bias_act(Tensor x, Tensor? b, {_OPTIONS}, bool want_bits) -> (Tensor y, Tensor bits)",
     _backends(_reference_forward, "forward"),

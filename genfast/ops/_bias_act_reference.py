@@ -9,8 +9,9 @@ import torch
 from genfast._checks import wide
 
 __all__ = [
-    "ACTIVATIONS", "PIECEWISE", "bits_shape", "derivative", "geometry", "in_order", "like_order", "memory_order",
-    "SELU", "over_channels", "pack", "planes_of", "reference", "shifted", "slope", "to_channels", "unpack",
+    "ACTIVATIONS", "PIECEWISE", "SELU", "bits_shape", "derivative", "dims_of", "geometry", "in_order", "like_order",
+    "memory_order", "out_of_order", "over_channels", "pack", "planes_of", "reference", "shifted", "slope",
+    "to_channels", "unpack",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -144,41 +145,54 @@ def reference(
     return (y if clamp is None else y.clamp(-clamp, clamp)).to(x.dtype)
 
 
-# ---- memory: an order is the dimensions from the outermost on; () is that of a contiguous tensor ----
+# ---- memory ----
+# An order is the dimensions from the outermost on, as "0,2,3,1" (torch.func would take a tuple apart); "" is that of a
+# contiguous tensor.
 
 
-def memory_order(x: Tensor) -> tuple[int, ...]:
+def dims_of(order: str) -> tuple[int, ...]:
+    return tuple(map(int, order.split(","))) if order else ()
+
+
+def memory_order(x: Tensor) -> str:
     """The order of an output like x."""
     if x.is_contiguous():
-        return ()
+        return ""
     if torch.compiler.is_compiling():  # strides may be symbols
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            return (0, 2, 3, 1)
-        return (0, 2, 3, 4, 1) if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) else ()
+            return "0,2,3,1"
+        return "0,2,3,4,1" if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) else ""
     strides = x.stride()
-    order = tuple(sorted(range(x.dim()), key=lambda i: (-strides[i], i)))
-    return () if order == tuple(range(x.dim())) or 0 in strides else order
+    order = sorted(range(x.dim()), key=lambda i: (-strides[i], i))
+    return "" if order == list(range(x.dim())) or 0 in strides else ",".join(map(str, order))
 
 
-def in_order(x: Tensor, order: tuple[int, ...]) -> Tensor:
+def in_order(x: Tensor, order: str) -> Tensor:
     """x dense in memory order, as a view permuted to it; copied only where it is not so already."""
-    return (x.permute(order) if order else x).contiguous()
+    return (x.permute(dims_of(order)) if order else x).contiguous()
 
 
-def like_order(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """An empty tensor of x's shape, dense in memory order."""
+def out_of_order(x: Tensor, order: str) -> Tensor:
+    """Undoes the permutation of ``in_order``."""
     if not order:
-        return x.new_empty(x.shape)
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    return x.new_empty([x.shape[i] for i in order]).permute(inverse)
+        return x
+    dims = dims_of(order)
+    return x.permute(sorted(range(len(dims)), key=dims.__getitem__))
 
 
-def geometry(shape: torch.Size, order: tuple[int, ...], dim: int) -> tuple[int, int, int]:
+def like_order(x: Tensor, order: str) -> Tensor:
+    """An empty tensor of x's shape, dense in memory order."""
+    shape = [x.shape[i] for i in dims_of(order)] if order else x.shape
+    return out_of_order(x.new_empty(shape), order)
+
+
+def geometry(shape: torch.Size, order: str, dim: int) -> tuple[int, int, int]:
     """(outer, channels, inner) of a dense tensor in memory order."""
     if not order:
         return math.prod(shape[:dim]), shape[dim] if shape else 1, math.prod(shape[dim + 1 :])
-    at = order.index(dim)
-    return math.prod(shape[i] for i in order[:at]), shape[dim], math.prod(shape[i] for i in order[at + 1 :])
+    dims = dims_of(order)
+    at = dims.index(dim)
+    return math.prod(shape[i] for i in dims[:at]), shape[dim], math.prod(shape[i] for i in dims[at + 1 :])
 
 
 # ---- bits of a piecewise linear activation; the layout is that of csrc/gan/bias_act.h ----

@@ -220,10 +220,9 @@ def _filled(found: tuple[Any, ...], like: Tensor) -> tuple[Tensor, ...]:
 
 def _tie(x, b, order, dim, act, alpha, gain, clamp, want_bits):  # type: ignore[no-untyped-def]
     """Gradients through torch.ops.genfast.bias_act itself."""
-    order = tuple(order)
     y = _call(x, b, order, dim, act, alpha, gain, clamp, act not in PIECEWISE or transformed())
     if not want_bits:
-        return y, x.new_empty(0, dtype=torch.uint8)
+        return y, x.new_empty(0)
     with torch.no_grad():
         return y, _forward_op(x, b, order, dim, act, alpha, gain, clamp, True)[1]
 

@@ -92,7 +92,7 @@ def _value(z, alpha, ACT: tl.constexpr):
         half = noise.half_expm1(y, noise.exp(y) * 0.5)
         return half / (half + 1.0)
     elif ACT == SIGMOID:
-        p, rest, slope = _logistic(z)
+        p, _, _ = _logistic(z)
         return p
     elif ACT == ELU:
         low = tl.minimum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -102,10 +102,10 @@ def _value(z, alpha, ACT: tl.constexpr):
         y = noise.exp(-noise.clamp(tl.abs(z), 0.0, 87.0))
         return tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL) + _log1p_unit(y)
     elif ACT == SWISH:
-        p, rest, slope = _logistic(z)
+        p, _, _ = _logistic(z)
         return tl.maximum(z, -100.0, propagate_nan=tl.PropagateNan.ALL) * p
     else:
-        cdf, density = _normal(z)
+        cdf, _ = _normal(z)
         return tl.maximum(z, -14.0, propagate_nan=tl.PropagateNan.ALL) * cdf
 
 
@@ -146,8 +146,8 @@ def _channel(row, first_column, column, channels, inner, BY_ROW: tl.constexpr):
     """The channel of each row or column; ``column`` counts from ``first_column``."""
     if BY_ROW:
         return row % channels
-    period = channels * inner
-    return (((first_column % period).to(tl.int32) + column) // inner) % channels
+    else:
+        return (((first_column % (channels * inner)).to(tl.int32) + column) // inner) % channels
 
 
 @triton.jit
@@ -155,7 +155,8 @@ def _of_channels(values, row, column, channel, rows, first_column, columns, BY_R
     """A vector [channels] as a tile."""
     if BY_ROW:
         return tl.load(values + channel, mask=row < rows, other=0.0)[:, None]
-    return tl.load(values + channel, mask=first_column + column < columns, other=0.0)[None, :]
+    else:
+        return tl.load(values + channel, mask=first_column + column < columns, other=0.0)[None, :]
 
 
 @triton.jit
@@ -299,9 +300,8 @@ def gradient_kernel(
                 result = w * dy * curvature
                 if to_x_ptr is not None:
                     tl.store(to_x_ptr + at, result.to(to_x_ptr.dtype.element_ty), mask=mask)
-        if ORDER == 1:
-            if out_ptr is not None:
-                tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=mask)
+        if ORDER == 1 and out_ptr is not None:
+            tl.store(out_ptr + at, result.to(out_ptr.dtype.element_ty), mask=mask)
         if sums_ptr is not None:
             total += tl.where(mask, result, 0.0)
     if sums_ptr is not None:
@@ -399,7 +399,9 @@ def aot_variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], dict[t
         types = dict.fromkeys(kernel.arg_names, "constexpr")
         types |= dict.fromkeys(("rows", "columns", "channels", "inner", "column_blocks", "line_bytes"), "i32")
         types |= {"plane_bytes": "i64", "alpha": "fp32", "gain": "fp32", "high": "fp32", "b_ptr": "*fp32"}
-        given = ["x_ptr", "out_ptr"] if order == 0 else ["dy_ptr", "out_ptr"] if planes else ["x_ptr", "dy_ptr", "out_ptr"]
+        given = (
+            ["x_ptr", "out_ptr"] if order == 0 else ["dy_ptr", "out_ptr"] if planes else ["x_ptr", "dy_ptr", "out_ptr"]
+        )
         given += ["v_ptr", "to_x_ptr"] if order == 2 else []
         types |= dict.fromkeys(given, f"*{dtype}")
         types |= {"sums_ptr": "*fp32"} if order else {}

@@ -42,7 +42,7 @@ def test_matches_the_reference(act, dtype):
             x, b, dy = leaves
             y = call(x, b)
             first = torch.autograd.grad(y, (x, b), dy, create_graph=True)
-            wanted = (dy,) if act in PIECEWISE else leaves  # noqa: B023 - called in this turn
+            wanted = (dy,) if act in PIECEWISE else leaves
             return [y, *first, *torch.autograd.grad(first, wanted, (v, v_b))]
 
         with genfast.use_backend("triton"):
@@ -107,7 +107,9 @@ def test_the_polynomial_equals_that_of_the_host():
 
 @pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
 def test_compiles_without_spills(capability, tmp_path):
-    variants = compile_variants("bias_act", capability, "" if capability == 90 else "forward-2|gradient-7|second-8", tmp_path)
+    variants = compile_variants(
+        "bias_act", capability, "" if capability == 90 else "forward-2|gradient-7|second-8", tmp_path
+    )
     assert len(variants) == (10 if capability == 90 else 4)
     for label, found in variants.items():
         assert not any(re.match("LDL|STL", i) for i in found["instructions"]), label
