@@ -15,6 +15,7 @@ __all__ = ["app"]
 
 BENCHMARKS = (
     "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "vae_step", "bernoulli_sample", "rotary", "attention",
+    "bias_act",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
     "overhead", "gan_loss", "gan_penalty", "spectral_normalize", "minibatch_stddev", "adain", "upfirdn2d",
 )  # fmt: skip

@@ -3,12 +3,27 @@
 #include <vector>
 
 #include "bindings.h"
+#include "gan/bias_act.h"
 #include "gan/gan_loss.h"
 #include "gan/spectral_normalize.h"
 #include "gan/upfirdn2d.h"
 
 namespace genfast {
 namespace {
+
+void bind_bias_act(pybind11::module_& cpu) {
+  cpu.def(
+      "bias_act",
+      [](int dtype, int act, int order, uintptr_t x, uintptr_t b, uintptr_t dy, uintptr_t v, uintptr_t v_b,
+         uintptr_t out, uintptr_t to_x, uintptr_t sums, uintptr_t bits, int planes, int64_t outer, int64_t channels,
+         int64_t inner, double alpha, double gain, double clamp, int64_t execution) {
+        cpu::bias_act({static_cast<DType>(dtype), static_cast<Activation>(act), order, pointer(x), pointer(b),
+                       pointer(dy), pointer(v), pointer(v_b), pointer(out), pointer(to_x), pointer(sums),
+                       pointer<uint8_t>(bits), planes, outer, channels, inner, alpha, gain, clamp},
+                      static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+}
 
 void bind_gan_loss(pybind11::module_& cpu) {
   using Release = pybind11::call_guard<pybind11::gil_scoped_release>;
@@ -98,6 +113,7 @@ void bind_upfirdn2d(pybind11::module_& cpu) {
 }  // namespace
 
 void bind_gan(pybind11::module_& cpu) {
+  bind_bias_act(cpu);
   bind_gan_loss(cpu);
   bind_spectral_normalize(cpu);
   bind_upfirdn2d(cpu);

@@ -2,6 +2,7 @@
 
 from genfast.nn import functional, utils
 from genfast.nn.attention import MultiheadAttention
+from genfast.nn.bias_act import BiasAct
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
@@ -47,6 +48,7 @@ from genfast.nn.vae import ELBO, GaussianKL, Reparameterize
 from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "BiasAct",
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",

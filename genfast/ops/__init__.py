@@ -5,6 +5,7 @@ from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.bias_act import bias_act
 from genfast.ops.elbo import ELBOTerms, elbo
 from genfast.ops.gan_loss import gan_loss
 from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
@@ -57,6 +58,7 @@ __all__ = [
     "attention_jvp",
     "attention_varlen",
     "bernoulli_sample",
+    "bias_act",
     "code_sums",
     "code_usage",
     "downsample2d",
