@@ -5,6 +5,7 @@ from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.minibatch_stddev import MinibatchStdDev
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -43,6 +44,7 @@ __all__ = [
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",
+    "MinibatchStdDev",
     "MultiheadAttention",
     "NTKScaling",
     "RBM",
