@@ -5,6 +5,8 @@
 #include "bindings.h"
 #include "gan/bias_act.h"
 #include "gan/gan_loss.h"
+#include "gan/adain.h"
+#include "gan/minibatch_stddev.h"
 #include "gan/spectral_normalize.h"
 #include "gan/upfirdn2d.h"
 
@@ -108,6 +110,50 @@ void bind_upfirdn2d(pybind11::module_& cpu) {
                               static_cast<int>(execution));
       },
       pybind11::call_guard<pybind11::gil_scoped_release>());
+void bind_minibatch_stddev(pybind11::module_& cpu) {
+  const auto args_of = [](int dtype, uintptr_t x, uintptr_t dout, uintptr_t out, int64_t batch, int64_t channels,
+                          int64_t spatial, int64_t size, int64_t features, double eps) {
+    return MinibatchStddev{static_cast<DType>(dtype), pointer(x), pointer(dout), pointer(out), batch, channels,
+                           spatial,                   size,       features,      eps};
+  };
+  cpu.def(
+      "minibatch_stddev",
+      [args_of](int dtype, uintptr_t x, uintptr_t out, int64_t batch, int64_t channels, int64_t spatial, int64_t size,
+                int64_t features, double eps, int64_t execution) {
+        cpu::minibatch_stddev(args_of(dtype, x, 0, out, batch, channels, spatial, size, features, eps),
+                              static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+  cpu.def(
+      "minibatch_stddev_backward",
+      [args_of](int dtype, uintptr_t dout, uintptr_t x, uintptr_t dx, int64_t batch, int64_t channels, int64_t spatial,
+                int64_t size, int64_t features, double eps, int64_t execution) {
+        cpu::minibatch_stddev_backward(args_of(dtype, x, dout, dx, batch, channels, spatial, size, features, eps),
+                                       static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+
+void bind_adain(pybind11::module_& cpu) {
+  cpu.def(
+      "instance_norm",
+      [](int dtype, uintptr_t x, uintptr_t out, uintptr_t scale, uintptr_t shift, uintptr_t offset, uintptr_t rstd,
+         int64_t planes, int64_t size, double eps, int64_t execution) {
+        cpu::instance_norm({static_cast<DType>(dtype), pointer(x), nullptr, pointer(out), pointer(scale),
+                            pointer(shift), pointer(offset), pointer(rstd), nullptr, nullptr, planes, size, eps},
+                           static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
+  cpu.def(
+      "instance_norm_backward",
+      [](int dtype, uintptr_t dout, uintptr_t x, uintptr_t scale, uintptr_t offset, uintptr_t rstd, uintptr_t dx,
+         uintptr_t dscale, uintptr_t dshift, int64_t planes, int64_t size, int64_t execution) {
+        cpu::instance_norm_backward(
+            {static_cast<DType>(dtype), pointer(x), pointer(dout), pointer(dx), pointer(scale), nullptr,
+             pointer(offset), pointer(rstd), pointer(dscale), pointer(dshift), planes, size, 0.0},
+            static_cast<int>(execution));
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace
@@ -117,6 +163,8 @@ void bind_gan(pybind11::module_& cpu) {
   bind_gan_loss(cpu);
   bind_spectral_normalize(cpu);
   bind_upfirdn2d(cpu);
+  bind_minibatch_stddev(cpu);
+  bind_adain(cpu);
 }
 
 }  // namespace genfast

@@ -18,6 +18,7 @@ from genfast.nn.gan_penalties import (
     r1_penalty,
     r2_penalty,
 )
+from genfast.nn.minibatch_stddev import MinibatchStdDev
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -62,6 +63,7 @@ __all__ = [
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",
+    "MinibatchStdDev",
     "MultiheadAttention",
     "NTKScaling",
     "PathLengthPenalty",

@@ -12,6 +12,7 @@ from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood
 from genfast.ops.log_likelihood import log_likelihood
 from genfast.ops.log_ratio import reparameterize_log_ratio
 from genfast.ops.merge_attention import merge_attention
+from genfast.ops.minibatch_stddev import minibatch_stddev
 from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
@@ -71,6 +72,7 @@ __all__ = [
     "joint_energy",
     "log_likelihood",
     "merge_attention",
+    "minibatch_stddev",
     "nearest_code",
     "pack_bits",
     "rbm_ais",
