@@ -15,13 +15,13 @@ __all__ = ["app"]
 
 BENCHMARKS = (
     "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "vae_step", "bernoulli_sample", "rotary", "attention",
-    "bias_act",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
     "overhead", "gan_loss", "gan_penalty", "spectral_normalize", "minibatch_stddev", "adain", "upfirdn2d",
+    "bias_act", "gan_step",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."
-MACHINES, AUTOENCODERS, ADVERSARIES = "Of rbm and dbn", "Of vae, iwae and vqvae", "Of gan"  # panels of options
+MACHINES, AUTOENCODERS, ADVERSARIES = "Of rbm and dbn", "Of vae, iwae and vqvae", "Of gan"  # panels
 
 app = typer.Typer(
     help="genfast: fused kernels for generative models in PyTorch.",
@@ -150,7 +150,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes, for a smoke test.")] = False,
 ) -> None:
-    """Trains VAEs, a GAN and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
+    """Trains VAEs, a GAN and an RBM on small digits, draws what they learned, and times layers and attention."""
     _need("sklearn", "genfast[examples]")
     _need("matplotlib", "genfast[examples]")
     from genfast.demo import run

@@ -26,9 +26,9 @@ def test_training_finds_the_digits(digits):
     finally:
         torch.set_num_threads(threads)
     assert found.accuracy > 0.9
-    assert found.modes[1] >= 8
-    assert found.divergence[1] < found.divergence[0]
-    assert found.precision[1] > found.precision[0] + 0.2
+    assert found.trained.modes >= 8
+    assert found.trained.divergence < found.untrained.divergence
+    assert found.trained.precision > found.untrained.precision + 0.2
     assert found.trainer.steps == 400
     assert found.trainer.optimizers["generator"].param_groups[0]["lr"] < 2e-5
 

@@ -196,6 +196,17 @@ def test_path_lengths_of_a_linear_generator_are_known():
     assert sum(values) / 200 == pytest.approx(exact * 0.99**2, rel=0.05)
 
 
+@pytest.mark.parametrize("option", [{"r1": 0.3}, {"r1": 0.2, "r2": 0.5}, {"gradient_penalty": 2.0}])
+def test_both_methods_of_penalties_agree(option):
+    found = []
+    for method in ("double_backward", "jvp"):
+        trainer = GANTrainer(mlp(), penalty_method=method, **option)
+        penalty = trainer.step(batch()).penalty
+        found.append([penalty, *(p.grad for p in trainer.gan.discriminator.parameters())])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second)
+
+
 def test_n_critic_and_the_average():
     trainer = GANTrainer(mlp(), n_critic=3, ema=0.0, lr=1e-2)
     start = tensors(trainer)
@@ -228,6 +239,7 @@ def test_buffers_follow_the_average():
         ({"betas": (0.5, 1.0)}, "betas must be in"),
         ({"n_critic": 0}, "n_critic must be at least 1"),
         ({"penalty_every": 0}, "penalty_every must be at least 1"),
+        ({"penalty_method": "triple"}, "method"),
         ({"path_length": 1.0}, "path_length needs a generator with mapping and synthesis"),
     ],
 )

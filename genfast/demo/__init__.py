@@ -1,5 +1,5 @@
-"""``genfast demo``: trains a VAE, a GAN and an RBM on scikit-learn's 8 x 8 digits, draws them, and times genfast's layers and
-attention."""
+"""``genfast demo``: trains a VAE, a GAN and an RBM on scikit-learn's 8 x 8 digits, draws them, and times genfast's
+layers and attention."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
 
     Returns:
         ``elbo_start``, ``elbo_end``, ``pseudo_likelihood_start``, ``pseudo_likelihood_end``: nats a held-out digit;
-        ``auroc_start``, ``auroc_end``: of telling a digit that training left out; ``modes_start``, ``modes_end``: digits
-        among a GAN's samples.
+        ``auroc_start``, ``auroc_end``: of telling a digit that training left out; ``modes_start``, ``modes_end``:
+        digits among a GAN's samples.
 
     Raises:
         ModuleNotFoundError: without scikit-learn and matplotlib (``pip install genfast[examples]``).
@@ -51,11 +51,12 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
         f"{found.auroc:.3f}, untrained {found.untrained:.3f} ({found.seconds:.1f} s)",
         highlight=False,
     )
+    after, before = gan_run.trained, gan_run.untrained
     console.print(
-        f"a GAN's {gan.SAMPLES} samples: {gan_run.modes[1]} of 10 digits, {gan_run.sure[1]:.0%} told with a probability "
-        f"over {gan.SURE:.0%} by a classifier that is right on {gan_run.accuracy:.1%}, KL of their shares "
-        f"{gan_run.divergence[1]:.3f}; precision {gan_run.precision[1]:.2f}, recall {gan_run.recall[1]:.2f}; "
-        f"untrained: {gan_run.modes[0]} digits, KL {gan_run.divergence[0]:.2f} ({gan_run.seconds:.1f} s)",
+        f"a GAN's {gan.SAMPLES} samples: {after.modes} of 10 digits, {after.sure:.0%} told with a "
+        f"probability over {gan.SURE:.0%} by a classifier that is right on {gan_run.accuracy:.1%}, KL of their shares "
+        f"{after.divergence:.3f}; precision {after.precision:.2f}, recall {after.recall:.2f}; "
+        f"untrained: {before.modes} digits, KL {before.divergence:.2f} ({gan_run.seconds:.1f} s)",
         highlight=False,
     )
     console.print(f"pictures in {out}/: {', '.join(plots.NAMES)}", highlight=False)
@@ -70,8 +71,8 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
         "pseudo_likelihood_end": rbm_run.held_out[-1],
         "auroc_start": found.untrained,
         "auroc_end": found.auroc,
-        "modes_start": float(gan_run.modes[0]),
-        "modes_end": float(gan_run.modes[1]),
+        "modes_start": float(gan_run.untrained.modes),
+        "modes_end": float(gan_run.trained.modes),
     }
 
 

@@ -16,25 +16,34 @@ from genfast.metrics import label_coverage, precision_recall
 from genfast.models import MLPGAN
 from genfast.training import GANTrainer
 
-__all__ = ["BATCH", "GANResult", "make_gan", "make_trainer", "run"]
+__all__ = ["BATCH", "Found", "GANResult", "make_gan", "make_trainer", "run"]
 
 BATCH = 128
 SAMPLES = 1000
 SURE = 0.8  # a digit counts where the classifier gives it this probability
 
 
+class Found(NamedTuple):
+    """Of ``SAMPLES`` samples.
+
+    modes: digits among those that the classifier is sure of; sure: their share; divergence: KL of the digits' shares
+    from the data's, nats; precision, recall: among held-out digits.
+    """
+
+    modes: int
+    sure: float
+    divergence: float
+    precision: float
+    recall: float
+
+
 class GANResult(NamedTuple):
-    """trainer: its moving average draws; accuracy: of the classifier on held-out digits; the others for before and
-    after training: digits found among ``SAMPLES`` samples, share of samples that the classifier is sure of, KL
-    divergence of the digits' shares from the data's, precision and recall."""
+    """trainer: its moving average draws; accuracy: of the classifier on held-out digits; untrained and trained."""
 
     trainer: GANTrainer
     accuracy: float
-    modes: tuple[int, int]
-    sure: tuple[float, float]
-    divergence: tuple[float, float]
-    precision: tuple[float, float]
-    recall: tuple[float, float]
+    untrained: Found
+    trained: Found
     seconds: float
 
 
@@ -62,23 +71,15 @@ def _classifier(digits: Digits) -> nn.Module:
     return model.eval()
 
 
-class _Found(NamedTuple):
-    modes: int
-    sure: float
-    divergence: float
-    precision: float
-    recall: float
-
-
 @torch.no_grad()
-def _measure(trainer: GANTrainer, classifier: nn.Module, digits: Digits) -> _Found:
+def _measure(trainer: GANTrainer, classifier: nn.Module, digits: Digits) -> Found:
     samples = (trainer.sample(SAMPLES, seed=1) + 1) / 2
     chance, label = torch.softmax(classifier((samples >= 0.5).float()), 1).max(1)
     sure = label[chance >= SURE]
     modes = label_coverage(sure, 10)[0] if len(sure) else 0
     _, divergence = label_coverage(label, 10, digits.train_labels)
     near = precision_recall(digits.test, (samples[: len(digits.test)] >= 0.5).float())
-    return _Found(modes, len(sure) / SAMPLES, divergence, *near)
+    return Found(modes, len(sure) / SAMPLES, divergence, *near)
 
 
 def run(digits: Digits, steps: int, console: Console) -> GANResult:
@@ -100,6 +101,4 @@ def run(digits: Digits, steps: int, console: Console) -> GANResult:
             trainer.step(data[torch.randint(len(data), (BATCH,))])
             progress.update(task, completed=step + 1)
     seconds = time.perf_counter() - start
-    after = _measure(trainer, classifier, digits)
-    pairs = zip(before, after, strict=True)
-    return GANResult(trainer, accuracy, *pairs, seconds)  # type: ignore[arg-type]
+    return GANResult(trainer, accuracy, before, _measure(trainer, classifier, digits), seconds)

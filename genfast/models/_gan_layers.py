@@ -47,7 +47,7 @@ def normalized(z: Tensor) -> Tensor:
 
 def activate(x: Tensor, b: Tensor | None, act: str, fused: bool, gain: float = 1.0) -> Tensor:
     """act(x + b) * gain, b along dim 1; act is linear, relu, lrelu or tanh."""
-    if fused and hasattr(ops, "bias_act"):
+    if fused:
         return ops.bias_act(x, b, act=act, alpha=SLOPE if act == "lrelu" else None, gain=gain)
     if b is not None:
         x = x + b.view(1, -1, *(1,) * (x.dim() - 2))
@@ -211,6 +211,8 @@ def minibatch_stddev(x: Tensor, group: int, fused: bool) -> Tensor:
 
     Source: Karras et al., "Progressive growing of GANs", ICLR 2018, section 3.
     """
+    if fused:
+        return ops.minibatch_stddev(x, group_size=group)
     grouped = x.view(group, -1, *x.shape[1:])
     deviation = (grouped.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
     return torch.cat((x, deviation.repeat(group).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])), 1)

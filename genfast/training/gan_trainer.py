@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genfast import random
 from genfast._checks import check_count
 from genfast.models.gan import GAN
 from genfast.nn import gan_losses
+from genfast.nn._directional import check_method
+from genfast.nn.gan_penalties import consistency_penalty, gradient_penalty, r1_penalty, r2_penalty
 from genfast.ops import _gan_loss_reference as plain_losses
 
 __all__ = ["AUGMENT", "GANStep", "GANTrainer"]
@@ -57,6 +58,8 @@ class GANTrainer:
         weight_decay: of Adam, decoupled.
         r1, r2: weights of half the mean squared gradient of the logits by real samples, and by generated ones.
         gradient_penalty: weight of the mean of (|gradient| - 1)^2 between real and generated samples (WGAN-GP).
+        penalty_method: ``"double_backward"``, or ``"jvp"`` for discriminators that lack one, see
+            ``genfast.nn.r1_penalty``.
         penalty_every: penalties are taken every so many steps, with so many times their weight (lazy regularization).
         consistency: weight of the mean squared change of the logits of real samples by the augmentation.
         path_length: weight of the penalty of the generator's path lengths, which ``mapping`` and ``synthesis`` need.
@@ -101,6 +104,7 @@ class GANTrainer:
         r1: float = 0.0,
         r2: float = 0.0,
         gradient_penalty: float = 0.0,
+        penalty_method: str = "double_backward",
         penalty_every: int = 1,
         consistency: float = 0.0,
         path_length: float = 0.0,
@@ -129,11 +133,13 @@ class GANTrainer:
         counts = (("penalty_every", penalty_every), ("path_every", path_every), ("n_critic", n_critic))
         for name, count in (*counts, ("ada_images", ada_images)):
             check_count("GANTrainer", name, count, 1)
+        check_method("GANTrainer", penalty_method)
         if path_length and not (hasattr(gan.generator, "mapping") and hasattr(gan.generator, "synthesis")):
             raise ValueError("GANTrainer: path_length needs a generator with mapping and synthesis, as of StyleGAN2")
         self.gan, self.loss, self.fused, self.seed = gan, loss, fused, seed
         self.r1, self.r2, self.gradient_penalty, self.consistency = r1, r2, gradient_penalty, consistency
-        self.penalty_every, self.path_length, self.path_every = penalty_every, path_length, path_every
+        self.penalty_method, self.penalty_every = penalty_method, penalty_every
+        self.path_length, self.path_every = path_length, path_every
         self.n_critic, self.ema = n_critic, ema
         self.steps = 0
         self.average = copy.deepcopy(gan.generator).eval().requires_grad_(False)
@@ -200,27 +206,37 @@ class GANTrainer:
             samples = [self._seen(x, 2), self._seen(made, 3)]
         due = self.steps % self.penalty_every == 0
         weights = [self.r1, self.r2] if due else [0.0, 0.0]
-        leaves = [part.detach().requires_grad_(weight > 0) for part, weight in zip(samples, weights, strict=True)]
+        shared = self.penalty_method == "double_backward"  # the gradients are taken of the pass that the loss has
+        leaves = [
+            part.detach().requires_grad_(shared and weight > 0) for part, weight in zip(samples, weights, strict=True)
+        ]
         if getattr(gan.discriminator, "independent", False):
             logits = gan.judge(torch.cat(leaves), None if labels is None else labels.repeat(2))
             real, fake = logits.chunk(2)
         else:
             real, fake = (gan.judge(part, labels) for part in leaves)
         loss = self._loss("discriminator", real, fake)
-        penalty = None
-        if any(weights):
+        parts = []
+        if shared and any(weights):
             wanted = [leaf for leaf in leaves if leaf.requires_grad]
-            slopes = iter(torch.autograd.grad(real.sum() + fake.sum(), wanted, create_graph=True))
-            for weight in weights:
-                if weight > 0:
-                    part = 0.5 * weight / len(x) * next(slopes).square().sum()
-                    penalty = part if penalty is None else penalty + part
+            slopes = torch.autograd.grad(real.sum() + fake.sum(), wanted, create_graph=True)
+            for weight, slope in zip((weight for weight in weights if weight > 0), slopes, strict=True):
+                parts.append(slope.square().sum() * (0.5 * weight / len(x)))
+
+        def judge(samples: Tensor) -> Tensor:
+            return gan.judge(samples, labels)
+
+        for penalize, weight, leaf in zip((r1_penalty, r2_penalty), weights, leaves, strict=True):
+            if weight > 0 and not shared:
+                parts.append(penalize(judge, leaf, gamma=weight, method=self.penalty_method))
         if due and self.gradient_penalty:
-            part = self.gradient_penalty * self._between(samples, labels)
-            penalty = part if penalty is None else penalty + part
+            weight = self.gradient_penalty
+            parts.append(
+                gradient_penalty(judge, *leaves, weight=weight, seed=self._seed(5), method=self.penalty_method)
+            )
         if due and self.consistency:
-            part = self.consistency * (gan.judge(self._seen(x, 4), labels) - real).square().mean()
-            penalty = part if penalty is None else penalty + part
+            parts.append(consistency_penalty(judge, x, self._seen(x, 4), weight=self.consistency, logits=real))
+        penalty = sum(parts[1:], parts[0]) if parts else None
         whole = loss if penalty is None else torch.add(loss, penalty, alpha=self.penalty_every)
         optimizer.zero_grad(set_to_none=True)
         whole.backward()
@@ -234,14 +250,6 @@ class GANTrainer:
             return gan_losses.gan_generator_loss(self.loss, fake, real)
         assert real is not None
         return gan_losses.gan_discriminator_loss(self.loss, real, fake)
-
-    def _between(self, samples: list[Tensor], labels: Tensor | None) -> Tensor:
-        real, made = samples
-        seed = random.as_seed(self._seed(5), torch.device("cpu"))
-        share = random.uniform(len(real), seed).to(real).view(-1, *(1,) * (real.dim() - 1))
-        between = torch.lerp(real, made, share).requires_grad_()
-        (slope,) = torch.autograd.grad(self.gan.judge(between, labels).sum(), between, create_graph=True)
-        return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
     def _generator_step(self, x: Tensor, labels: Tensor | None, nothing: Tensor) -> tuple[Tensor, Tensor]:
         gan, optimizer = self.gan, self.optimizers["generator"]

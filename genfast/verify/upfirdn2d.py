@@ -59,7 +59,13 @@ def _cases(c: Context) -> list[tuple[int, torch.dtype, tuple[int, ...], Any, dic
         for dtype in c.dtypes_of(index):
             shapes = (SHAPES[index % len(SHAPES)],) if c.compiles else SHAPES
             for shape in shapes:
-                options: dict[str, Any] = {"up": up, "down": down, "padding": padding, "flip_filter": index % 2 == 1, "gain": 1.5}
+                options: dict[str, Any] = {
+                    "up": up,
+                    "down": down,
+                    "padding": padding,
+                    "flip_filter": index % 2 == 1,
+                    "gain": 1.5,
+                }
                 found.append((index, dtype, shape, taps, options))
     return found
 
