@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from genfast._checks import check_count
-from genfast.models._gan_layers import BatchNormAct, Dense
+from genfast.models._gan_layers import SLOPE, BatchNormAct, Dense
 from genfast.models.gan import GAN, PackedDiscriminator
 
 __all__ = ["MLPDiscriminator", "MLPGAN", "MLPGenerator"]
@@ -119,11 +121,78 @@ class MLPDiscriminator(nn.Module):
                 Dense(narrow, wide, "lrelu", fused=fused) if maxout is None else Maxout(narrow, wide, maxout)
             )  # fmt: skip
         self.layers = nn.Sequential(*layers, Dense(hidden[-1], 1))
+        self.bends = fused and maxout is None  # whether ``judged`` serves
+
+    def judged(self, x: Tensor) -> JudgedRows:
+        """A pass outside of autograd, with its derivatives in closed form; of leaky relus."""
+        return JudgedRows(self.layers, x.flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples [B, ...] to logits [B]."""
         out: Tensor = self.layers(x.flatten(1))
         return out.squeeze(1)
+
+
+class JudgedRows:
+    """A pass of an ``MLPDiscriminator`` with leaky relus, and what follows from it without a graph.
+
+    With a_l = h_(l-1) W_l^T + b_l and h_l = lrelu(a_l), the slopes of a row's logit by its a_l are
+    s_l = (s_(l+1) W_(l+1)) lrelu'(a_l), and by x they are g = s_1 W_1. As lrelu is linear in pieces, the tangent of the
+    logit along v, t_l = (t_(l-1) W_l^T) lrelu'(a_l) with t_0 = v, has the derivative s_l^T t_(l-1) by W_l, and so, with
+    v = weight g held fixed, has half the squared slopes. A loss with the gradient c by the logits and a penalty share
+    one product a layer: dW_l = s_l^T (c h_(l-1) + t_(l-1)), db_l = s_l^T c.
+
+    Args:
+        layers: the discriminator's.
+        x: rows [N, features].
+    """
+
+    def __init__(self, layers: nn.Sequential, x: Tensor) -> None:
+        *hidden, last = layers
+        self.weights: list[Tensor] = [layer.weight.detach() for layer in hidden]  # type: ignore[misc]
+        self.last: Tensor = last.weight.detach()  # type: ignore[assignment]
+        self.before: list[Tensor] = []
+        self.inputs = [x]
+        for layer, weight in zip(hidden, self.weights, strict=True):
+            self.before.append(torch.addmm(layer.bias.detach(), self.inputs[-1], weight.T))  # type: ignore[arg-type]
+            self.inputs.append(functional.leaky_relu(self.before[-1], SLOPE))
+        bias: Tensor = last.bias.detach()  # type: ignore[assignment]
+        self.logits = torch.addmv(bias.expand(len(x)), self.inputs[-1], self.last[0])
+        self.slopes: list[Tensor] = []
+
+    def _bend(self, x: Tensor, level: int) -> Tensor:
+        """Times lrelu'(a)."""
+        return torch.ops.aten.leaky_relu_backward(x, self.before[level], SLOPE, False)
+
+    def by_inputs(self, rows: slice = slice(None)) -> Tensor:
+        """Slopes of each row's logit by the row; keeps those by the layers."""
+        before = [a[rows] for a in self.before]
+        found = self.last.expand(len(before[-1]), -1)
+        self.slopes = []
+        for a, weight in zip(reversed(before), reversed(self.weights), strict=True):
+            found = torch.ops.aten.leaky_relu_backward(found, a, SLOPE, False)
+            self.slopes.insert(0, found)
+            found = found @ weight
+        return found
+
+    def by_parameters(self, by_logits: Tensor, moves: Tensor | None) -> list[Tensor]:
+        """Gradients of sum(by_logits * logits) + sum of the logits' tangents along ``moves``, slopes held fixed.
+
+        In the order of ``parameters()``; after ``by_inputs()`` of all rows.
+        """
+        if not self.slopes:
+            self.by_inputs()
+        column, found = by_logits.unsqueeze(1), []
+        for level, (slope, weight) in enumerate(zip(self.slopes, self.weights, strict=True)):
+            share = self.inputs[level] * column
+            if moves is not None:
+                share += moves
+                moves = self._bend(moves @ weight.T, level)
+            found += [slope.T @ share, slope.T @ by_logits]
+        share = by_logits @ self.inputs[-1]
+        if moves is not None:
+            share = share + moves.sum(0)
+        return [*found, share.unsqueeze(0), by_logits.sum().unsqueeze(0)]
 
 
 class MLPGAN(GAN):

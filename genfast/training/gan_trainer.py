@@ -206,6 +206,8 @@ class GANTrainer:
             samples = [self._seen(x, 2), self._seen(made, 3)]
         due = self.steps % self.penalty_every == 0
         weights = [self.r1, self.r2] if due else [0.0, 0.0]
+        if self._closed():
+            return self._closed_discriminator_step(samples, weights)
         shared = self.penalty_method == "double_backward"  # the gradients are taken of the pass that the loss has
         leaves = [
             part.detach().requires_grad_(shared and weight > 0) for part, weight in zip(samples, weights, strict=True)
@@ -243,6 +245,66 @@ class GANTrainer:
         optimizer.step()
         return loss.detach(), None if penalty is None else penalty.detach(), real.detach(), fake.detach()
 
+    # Fully connected discriminators with leaky relus need no graph: ``JudgedRows`` has the formulas.
+
+    def _closed(self) -> bool:
+        return (
+            getattr(self.gan.discriminator, "bends", False)
+            and not (self.gradient_penalty or self.consistency)
+            and self.penalty_method == "double_backward"
+            and not self.gan.discriminator._forward_hooks
+            and not torch.is_autocast_enabled(next(self.gan.discriminator.parameters()).device.type)
+        )
+
+    def _by_logits(self, side: str, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the logits of real and generated samples, one below the other, and its gradient."""
+        leaf = logits.detach().requires_grad_()
+        loss = self._loss(side, *leaf.chunk(2))
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient
+
+    @torch.no_grad()
+    def _closed_discriminator_step(
+        self, samples: list[Tensor], weights: list[float]
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        discriminator: Any = self.gan.discriminator
+        count, penalty, moves = len(samples[0]), None, None
+        rows = discriminator.judged(torch.cat(samples))
+        with torch.enable_grad():
+            loss, by_logits = self._by_logits("discriminator", rows.logits)
+        if any(weights):
+            slopes = rows.by_inputs()
+            moves = slopes * (weights[0] / count)
+            if weights[0] != weights[1]:
+                moves[count:] = slopes[count:] * (weights[1] / count)
+            penalty = 0.5 * torch.dot(slopes.flatten(), moves.flatten())
+            if self.penalty_every != 1:
+                moves = moves * self.penalty_every
+        for parameter, gradient in zip(
+            discriminator.parameters(), rows.by_parameters(by_logits, moves), strict=True
+        ):  # fmt: skip
+            parameter.grad = gradient
+        self.optimizers["discriminator"].step()
+        real, fake = rows.logits.chunk(2)
+        return loss, penalty, real, fake
+
+    def _closed_generator_step(self, x: Tensor, made: Tensor) -> Tensor:
+        """Leaves the generator's gradients; returns the loss."""
+        discriminator: Any = self.gan.discriminator
+        with torch.no_grad():
+            rows = discriminator.judged(torch.cat((x, made)) if self._needs_real else made.detach())
+        if self._needs_real:
+            loss, by_logits = self._by_logits("generator", rows.logits)
+            by_logits = by_logits[len(x) :]
+        else:
+            leaf = rows.logits.requires_grad_()
+            loss = self._loss("generator", None, leaf)
+            (by_logits,) = torch.autograd.grad(loss, leaf)
+        with torch.no_grad():
+            slopes = rows.by_inputs(slice(len(x) if self._needs_real else 0, None))
+        made.backward((slopes * by_logits.unsqueeze(1)).view_as(made))
+        return loss.detach()
+
     def _loss(self, side: str, real: Tensor | None, fake: Tensor) -> Tensor:
         if not self.fused:
             return plain_losses.reference(real, fake, self.loss, side)
@@ -255,6 +317,11 @@ class GANTrainer:
         gan, optimizer = self.gan, self.optimizers["generator"]
         gan.discriminator.requires_grad_(False)
         made = self._seen(gan.generate(gan.noise(len(x), self._seed(6)), labels, self._seed(7)), 8)
+        if self._closed() and not self.path_length:
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._closed_generator_step(self._seen(x, 9), made)
+            optimizer.step()
+            return loss, nothing
         real = None
         if self._needs_real:
             with torch.no_grad():

@@ -344,3 +344,24 @@ def test_images_stay_in_range_and_networks_compile():
     compiled = torch.compile(mlp.generator, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(z), mlp.generator(z))
     assert math.isfinite(mlp.judge(compiled(z)).sum().item())
+
+
+@pytest.mark.parametrize("hidden", [[7], [7, 5], [6, 5, 4]])
+def test_the_closed_form_of_a_discriminators_derivatives_is_autograds(hidden):
+    """Slopes, and the gradient of a loss and of half the weighted squared slopes, in float64."""
+    torch.manual_seed(0)
+    judge = MLPDiscriminator((2, 3), hidden, fused=False).double()
+    x = torch.randn(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    by_logits, weights = torch.randn(9, dtype=torch.float64), torch.rand(9, dtype=torch.float64).unsqueeze(1)
+    logits = judge(x)
+    (slopes,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    penalty = 0.5 * (weights * slopes.flatten(1).square()).sum()
+    rows = judge.judged(x.detach())
+    torch.testing.assert_close(rows.logits, logits)
+    torch.testing.assert_close(rows.by_inputs(slice(3, 9)), slopes[3:].flatten(1))
+    found = rows.by_inputs()
+    torch.testing.assert_close(found, slopes.flatten(1))
+    for moves, value in ((weights * found, penalty), (None, 0.0)):
+        wanted = torch.autograd.grad((by_logits * logits).sum() + value, list(judge.parameters()), retain_graph=True)
+        for ours, theirs in zip(rows.by_parameters(by_logits, moves), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
