@@ -5,6 +5,7 @@ from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.diff_augment import DiffAugment
 from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
 from genfast.nn.gan_penalties import (
     LazyAdam,
@@ -17,6 +18,7 @@ from genfast.nn.gan_penalties import (
     r1_penalty,
     r2_penalty,
 )
+from genfast.nn.modulated_conv2d import ModulatedConv2d
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -49,6 +51,7 @@ __all__ = [
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
+    "DiffAugment",
     "DynamicNTKScaling",
     "ELBO",
     "GANLoss",
@@ -58,6 +61,7 @@ __all__ = [
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",
+    "ModulatedConv2d",
     "MultiheadAttention",
     "NTKScaling",
     "PathLengthPenalty",

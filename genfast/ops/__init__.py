@@ -5,12 +5,14 @@ from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
+from genfast.ops.diff_augment import diff_augment
 from genfast.ops.elbo import ELBOTerms, elbo
 from genfast.ops.gan_loss import gan_loss
 from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
 from genfast.ops.log_likelihood import log_likelihood
 from genfast.ops.log_ratio import reparameterize_log_ratio
 from genfast.ops.merge_attention import merge_attention
+from genfast.ops.modulated_conv2d import modulated_conv2d
 from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
@@ -56,6 +58,7 @@ __all__ = [
     "bernoulli_sample",
     "code_sums",
     "code_usage",
+    "diff_augment",
     "elbo",
     "gan_loss",
     "gaussian_kl",
@@ -65,6 +68,7 @@ __all__ = [
     "joint_energy",
     "log_likelihood",
     "merge_attention",
+    "modulated_conv2d",
     "nearest_code",
     "pack_bits",
     "rbm_ais",
