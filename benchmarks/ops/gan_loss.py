@@ -40,7 +40,7 @@ def checker(kind: str) -> Callable[[tuple[Tensor, ...], Any], str | None]:
         doubles = [x.detach().double().requires_grad_() for x in inputs]
         want = with_backward(EAGER[kind])(*doubles)
         for name, got, right in zip(("the loss", "the gradient of real", "that of fake"), output, want, strict=True):
-            error = float((got.double() - right).norm() / right.norm())
+            error = float((got.detach().double() - right.detach()).norm() / right.detach().norm())
             if not error < 1e-5:
                 return f"{name} is off by {error:.2g} in norm"
         return None

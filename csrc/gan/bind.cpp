@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "gan/bias_act.h"
+#include "gan/diff_augment.h"
 #include "gan/gan_loss.h"
 #include "gan/adain.h"
 #include "gan/minibatch_stddev.h"
@@ -37,6 +38,15 @@ void bind_gan_loss(pybind11::module_& cpu) {
         cpu::gan_loss({static_cast<DType>(dtype), static_cast<GanFunction>(function), static_cast<GanPairing>(pairing),
                        pointer(real), pointer(fake), pointer(loss), pointer(to_real), pointer(to_fake), reals, fakes,
                        real_sign, real_shift, fake_sign, fake_shift, scale});
+      },
+      Release());
+  cpu.def(
+      "diff_augment",
+      [](int dtype, uintptr_t x, uintptr_t out, int64_t batch, int64_t channels, int64_t height, int64_t width,
+         int64_t offset, uint64_t seed, int policy, int mode, int64_t execution) {
+        cpu::diff_augment({static_cast<DType>(dtype), pointer(x), pointer(out), batch, channels, height, width, offset,
+                           seed, policy, mode},
+                          static_cast<int>(execution));
       },
       Release());
 }

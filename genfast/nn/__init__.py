@@ -6,6 +6,7 @@ from genfast.nn.bias_act import BiasAct
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.diff_augment import DiffAugment
 from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
 from genfast.nn.gan_penalties import (
     LazyAdam,
@@ -19,6 +20,7 @@ from genfast.nn.gan_penalties import (
     r2_penalty,
 )
 from genfast.nn.minibatch_stddev import MinibatchStdDev
+from genfast.nn.modulated_conv2d import ModulatedConv2d
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -54,6 +56,7 @@ __all__ = [
     "ConditionalRBM",
     "ConvRBM",
     "Downsample2d",
+    "DiffAugment",
     "DynamicNTKScaling",
     "ELBO",
     "GANLoss",
@@ -64,6 +67,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "MinibatchStdDev",
+    "ModulatedConv2d",
     "MultiheadAttention",
     "NTKScaling",
     "PathLengthPenalty",

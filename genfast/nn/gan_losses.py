@@ -100,7 +100,8 @@ def gan_generator_loss(
         fake_logits: D(G(z)).
         real_logits: D(x), which the two relativistic kinds need and the others ignore. Detached or not: a generator's
             step has no use for its gradient, unless the batch of x depends on the generator.
-        fake_weights, real_weights: as for ``gan_discriminator_loss``.
+        fake_weights: as for ``gan_discriminator_loss``.
+        real_weights: the same, for the relativistic kinds.
 
     Returns:
         One number, float64 for float64 and float32 otherwise.

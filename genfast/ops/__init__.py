@@ -6,6 +6,7 @@ from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
 from genfast.ops.bias_act import bias_act
+from genfast.ops.diff_augment import diff_augment
 from genfast.ops.elbo import ELBOTerms, elbo
 from genfast.ops.gan_loss import gan_loss
 from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
@@ -13,6 +14,7 @@ from genfast.ops.log_likelihood import log_likelihood
 from genfast.ops.log_ratio import reparameterize_log_ratio
 from genfast.ops.merge_attention import merge_attention
 from genfast.ops.minibatch_stddev import minibatch_stddev
+from genfast.ops.modulated_conv2d import modulated_conv2d
 from genfast.ops.pack_bits import pack_bits, unpack_bits
 from genfast.ops.rbm_ais import AISBracket, AISResult, ais_schedule, rbm_ais, rbm_ais_bracket
 from genfast.ops.rbm_cd import RBMGradients, rbm_cd
@@ -63,6 +65,7 @@ __all__ = [
     "code_sums",
     "code_usage",
     "downsample2d",
+    "diff_augment",
     "elbo",
     "gan_loss",
     "gaussian_kl",
@@ -73,6 +76,7 @@ __all__ = [
     "log_likelihood",
     "merge_attention",
     "minibatch_stddev",
+    "modulated_conv2d",
     "nearest_code",
     "pack_bits",
     "rbm_ais",
