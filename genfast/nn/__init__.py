@@ -1,6 +1,7 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
 from genfast.nn import functional, utils
+from genfast.nn.adain import AdaIN, InstanceNorm2d
 from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
@@ -35,12 +36,14 @@ from genfast.nn.vae import ELBO, GaussianKL, Reparameterize
 from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "AdaIN",
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
     "DynamicNTKScaling",
     "ELBO",
     "GaussianKL",
+    "InstanceNorm2d",
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",
