@@ -51,8 +51,9 @@ def forward(c: Context) -> None:
     for dtype, x, std, mean, where in _cases(c):
         out, plain = ops.adain(x, mean, std), ops.instance_norm(x)
         for name, got, want in (
-            ("adain", out, _exact(_cpu(x), _cpu(std), _cpu(mean))), ("instance_norm", plain, _exact(_cpu(x), None, None)),
-        ):  # fmt: skip
+            ("adain", out, _exact(_cpu(x), _cpu(std), _cpu(mean))),
+            ("instance_norm", plain, _exact(_cpu(x), None, None)),
+        ):
             c.compare(name, got, want, want.abs() + 3, where=where)
         c.require(out.stride() == torch.empty_like(x).stride(), f"strides {out.stride()}; {where}")
         c.ran(dtype, tuple(x.shape), "adain", "instance_norm")
@@ -65,8 +66,8 @@ def affine(c: Context) -> None:
         x, weight, bias = c.normal(3, 4, 5, 6, dtype=dtype), c.normal(4, dtype=kept), c.normal(4, dtype=kept)
         for w, b in ((weight, None), (None, bias), (weight, bias)):
             out = ops.instance_norm(x, w, b)
-            values = (None if v is None else _cpu(v).expand(3, 4) for v in (w, b))
-            want = _exact(_cpu(x), *values)
+            scale, shift = (None if v is None else _cpu(v).expand(3, 4) for v in (w, b))
+            want = _exact(_cpu(x), scale, shift)
             c.compare("instance_norm", out, want, want.abs() + 3, where=f"{w is None} {b is None}")
             c.ran(dtype, tuple(x.shape), "affine")
 
@@ -87,7 +88,7 @@ def gradients(c: Context) -> None:
         leaves, dout = [t.requires_grad_() for t in (x, std, mean)], c.normal(*x.shape, dtype=dtype)
         got = torch.autograd.grad(ops.adain(x, mean, std), leaves, dout)
         exact = [_cpu(t).requires_grad_() for t in leaves]
-        want = torch.autograd.grad(_exact(*exact), exact, _cpu(dout))
+        want = torch.autograd.grad(_exact(exact[0], exact[1], exact[2]), exact, _cpu(dout))
         for name, left, right in zip(("x", "std", "mean"), got, want, strict=True):
             c.compare_norm(f"gradient of {name}", left, right, where=where)
         c.ran(dtype, tuple(x.shape), "gradients")
