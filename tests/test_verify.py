@@ -28,7 +28,7 @@ ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "at
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
 GAN = ("gan_loss", "upfirdn2d")
-NORMS = ("spectral_normalize", "minibatch_stddev")
+NORMS = ("spectral_normalize", "minibatch_stddev", "adain")
 STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN, *NORMS)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 

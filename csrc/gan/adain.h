@@ -17,10 +17,10 @@ namespace genfast {
 struct InstanceNorm {
   DType dtype;
   const void* x;
-  const void* dout;   // of the backward
-  void* out;          // of the backward dx
-  const void* scale;  // null: 1
-  const void* shift;  // null: 0
+  const void* dout;     // of the backward
+  void* out;            // of the backward dx
+  const void* scale;    // null: 1
+  const void* shift;    // null: 0
   void *offset, *rstd;  // mean - x[0] and r of each plane: written forward, read backward
   void *dscale, *dshift;
   int64_t planes, size;

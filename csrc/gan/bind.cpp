@@ -123,8 +123,16 @@ void bind_upfirdn2d(pybind11::module_& cpu) {
 void bind_minibatch_stddev(pybind11::module_& cpu) {
   const auto args_of = [](int dtype, uintptr_t x, uintptr_t dout, uintptr_t out, int64_t batch, int64_t channels,
                           int64_t spatial, int64_t size, int64_t features, double eps) {
-    return MinibatchStddev{static_cast<DType>(dtype), pointer(x), pointer(dout), pointer(out), batch, channels,
-                           spatial,                   size,       features,      eps};
+    return MinibatchStddev{static_cast<DType>(dtype),
+                           pointer(x),
+                           pointer(dout),
+                           pointer(out),
+                           batch,
+                           channels,
+                           spatial,
+                           size,
+                           features,
+                           eps};
   };
   cpu.def(
       "minibatch_stddev",

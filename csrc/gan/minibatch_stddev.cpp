@@ -69,8 +69,7 @@ void minibatch_stddev_backward(const MinibatchStddev& args, int threads) {
   threads = threads_for(args, threads);
   advise_huge_pages(args.out, args.batch * args.channels * args.spatial * bytes_of(args.dtype));
   const int64_t maps = args.batch * args.features;
-  std::vector<double> sums(static_cast<size_t>(maps)),
-      factors(static_cast<size_t>(args.groups() * args.features), 0.0);
+  std::vector<double> sums(static_cast<size_t>(maps)), factors(static_cast<size_t>(args.groups() * args.features), 0.0);
   auto* const map_sum = GENFAST_FOR_ISA(minibatch_stddev_map_sum);
   parallel_for(maps, threads, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {

@@ -29,7 +29,8 @@ GENFAST_INLINE Rows<T> rows_of(const MinibatchStddev& args, const StddevPiece& p
           piece.group * wider + element, args.groups() * wider};
 }
 
-// mean (less the first sample) and variance of `count` elements, at most kBlock; copies x to `copy` where that is not null.
+// mean (less the first sample) and variance of `count` elements, at most kBlock; copies x to `copy` where that is not
+// null.
 template <typename T>
 GENFAST_INLINE void moments(const MinibatchStddev& args, const Rows<T>& rows, int64_t count, T* copy,
                             typename Lanes<T>::S* mean, typename Lanes<T>::S* variance) {

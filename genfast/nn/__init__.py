@@ -1,6 +1,7 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
 from genfast.nn import functional, utils
+from genfast.nn.adain import AdaIN, InstanceNorm2d
 from genfast.nn.attention import MultiheadAttention
 from genfast.nn.bias_act import BiasAct
 from genfast.nn.classification_rbm import ClassificationRBM
@@ -52,6 +53,7 @@ from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "BiasAct",
+    "AdaIN",
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
@@ -63,6 +65,7 @@ __all__ = [
     "GaussianKL",
     "LazyAdam",
     "LazyRegularization",
+    "InstanceNorm2d",
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",

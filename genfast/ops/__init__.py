@@ -1,5 +1,6 @@
 """The ops: functions of tensors, each with its backends and derivatives."""
 
+from genfast.ops.adain import adain, instance_norm
 from genfast.ops.attention import T5Bias, WindowBias2d, attention
 from genfast.ops.attention_decode import attention_decode
 from genfast.ops.attention_jvp import attention_jvp
@@ -55,6 +56,7 @@ __all__ = [
     "TemperingResult",
     "VectorQuantized",
     "WindowBias2d",
+    "adain",
     "ais_schedule",
     "attention",
     "attention_decode",
@@ -70,6 +72,7 @@ __all__ = [
     "gan_loss",
     "gaussian_kl",
     "importance_log_likelihood",
+    "instance_norm",
     "iwae_bound",
     "iwae_objective",
     "joint_energy",
