@@ -56,6 +56,7 @@ KINDS = {
     "mlp": ("--arch", "mlp", "--hidden", "16,8", "--packed", 2, "--loss", "nonsaturating"),
     "dcgan": ("--arch", "dcgan", "--hidden", 6, "--r1", 0.1, "--weight-decay", 0.01),
     "sngan": ("--arch", "sngan", "--hidden", 6, "--discriminator-lr", 0.001),
+    "ada": ("--arch", "dcgan", "--hidden", 6, "--augment", "ada", "--ada-images", 500, "--consistency", 1),
     "stylegan2": ("--arch", "stylegan2", "--hidden", 6, "--path-length", 1, "--penalty-every", 2),
     "wgan-gp": ("--loss", "wasserstein", "--r1", 0, "--r2", 0, "--gradient-penalty", 10, "--n-critic", 2),
 }  # fmt: skip
@@ -147,7 +148,8 @@ def test_default_widths_leave_sides_of_four():
         (["--path-length", "1"], "path_length is for arch stylegan2"),
         (["--augment", "diff"], "augment is for images"),
         (["--augment", "maybe", "--arch", "dcgan"], "augment must be one of none, diff, ada"),
-        (["--consistency", "1", "--arch", "dcgan"], "choose augment=diff or ada"),
+        (["--consistency", "1"], "consistency is for images"),
+        (["--policy", "blur", "--arch", "dcgan"], "blur"),
         (["--n-critic", "0"], "n_critic must be at least 1"),
         (["--codes", "9"], "--codes is for vqvae, not for gan"),
         (["--binarize", "sample"], "binarize must be one of none"),

@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional
 
+from genfast import ops
 from genfast.models import DCGAN, GAN, MLPGAN, SNGAN, StyleGAN2
 from genfast.training import GANTrainer
 
@@ -89,6 +90,9 @@ MODELS = {
     "wgan-gp": (lambda: MLPGAN((3,), 4, [8]), {"loss": "wasserstein", "gradient_penalty": 10, "n_critic": 2}),
     "dcgan": (lambda: DCGAN((1, 8, 8), [4], 4), {"betas": (0.5, 0.9), "weight_decay": 0.1}),
     "sngan": (lambda: SNGAN((1, 8, 8), [4], 4, classes=2), {"loss": "hinge", "betas": (0.0, 0.9), "n_critic": 2}),
+    "ada": (
+        lambda: DCGAN((1, 8, 8), [4], 4), {"augment": "ada", "ada_images": 40, "ada_target": -1.0, "consistency": 2}
+    ),
     "stylegan2": (
         lambda: StyleGAN2((1, 8, 8), [4], 4), {"r1": 1.0, "penalty_every": 2, "path_length": 2.0, "path_every": 2}
     ),
@@ -104,7 +108,7 @@ def trained(kind, steps, state=None):
     while trainer.steps < steps:
         x = (
             torch.randn(8, 3, generator=torch.Generator().manual_seed(trainer.steps))
-            if "gan" not in kind[2:]
+            if kind in ("mlp", "wgan-gp")
             else images()
         )
         trainer.step(x, None if trainer.gan.classes is None else torch.arange(8) % 2)
@@ -207,6 +211,58 @@ def test_both_methods_of_penalties_agree(option):
         torch.testing.assert_close(first, second)
 
 
+def test_augmentation_is_what_the_discriminator_sees():
+    """ "diff": both real and generated images, with noise of their own; the generator's gradients pass through it."""
+    seen = []
+
+    class Judge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            seen.append(x)
+            return self.weight * x.flatten(1).mean(1)
+
+    torch.manual_seed(0)
+    gan = GAN(nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8))), Judge(), 4)
+    trainer = GANTrainer(gan, augment="diff", policy="translation", lr=0.0)
+    x = images()
+    made = gan.generate(gan.noise(8, trainer._seed(0)))
+    seeds = [trainer._seed(purpose) for purpose in (2, 3, 8)]
+    again = gan.generate(gan.noise(8, trainer._seed(6)))
+    trainer.step(x)
+    for got, images_, seed in zip(seen, (x, made, again), seeds, strict=True):
+        torch.testing.assert_close(got, ops.diff_augment(images_, "translation", seed=seed))
+    assert not torch.equal(seen[0], x)
+    assert gan.generator[0].weight.grad.abs().max() > 0
+    assert trainer.augmentation_probability == 1.0
+
+
+def test_ada_steers_by_the_signs_of_real_logits():
+    class Judge(nn.Module):
+        def __init__(self, sign):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(float(sign)))
+
+        def forward(self, x):
+            return self.weight * (1 + x.flatten(1).square().mean(1))
+
+    for sign, path in ((1, [0.08, 0.16, 0.24]), (-1, [0.0, 0.0, 0.0])):
+        gan = GAN(nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8))), Judge(sign), 4)
+        trainer = GANTrainer(gan, augment="ada", ada_images=100, lr=0.0)
+        found = []
+        for _ in range(3):
+            assert trainer.step(images()).overfitting == sign
+            found.append(trainer.augmentation_probability)
+        assert found == pytest.approx(path)
+    trainer.p.fill_(0.3)
+    x = torch.rand(2000, 1, 8, 8) + 0.1
+    changed = (trainer._seen(x, 2) != x).flatten(1).any(1)
+    assert changed.double().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert torch.equal(trainer._seen(x, 2)[~changed], x[~changed])
+
+
 def test_n_critic_and_the_average():
     trainer = GANTrainer(mlp(), n_critic=3, ema=0.0, lr=1e-2)
     start = tensors(trainer)
@@ -240,6 +296,9 @@ def test_buffers_follow_the_average():
         ({"n_critic": 0}, "n_critic must be at least 1"),
         ({"penalty_every": 0}, "penalty_every must be at least 1"),
         ({"penalty_method": "triple"}, "method"),
+        ({"augment": "often"}, "augment must be None"),
+        ({"policy": "blur"}, "blur"),
+        ({"ada_target": 2.0}, "ada_target must be in"),
         ({"path_length": 1.0}, "path_length needs a generator with mapping and synthesis"),
     ],
 )

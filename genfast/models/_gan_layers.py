@@ -158,7 +158,7 @@ class InstanceNorm(nn.Module):
         self.act, self.eps, self.fused = act, eps, fused
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.instance_norm(x, eps=self.eps)
+        x = ops.instance_norm(x, eps=self.eps) if self.fused else functional.instance_norm(x, eps=self.eps)
         return x if self.act == "linear" else activate(x, None, self.act, self.fused)
 
 
@@ -197,6 +197,8 @@ def modulated_conv2d(x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool
 
     Source: Karras et al., "Analyzing and improving the image quality of StyleGAN", CVPR 2020, section 2.2.
     """
+    if fused:
+        return ops.modulated_conv2d(x, weight, styles, padding=weight.shape[2] // 2, demodulate=demodulate)
     batch, inputs, height, width = x.shape
     scaled = weight.unsqueeze(0) * styles.view(batch, 1, inputs, 1, 1)
     if demodulate:

@@ -13,6 +13,7 @@ from genfast.data import Rows
 from genfast.models import DCGAN, MLPGAN, SNGAN, StyleGAN2
 from genfast.models.gan import GAN
 from genfast.ops._gan_loss_reference import KINDS
+from genfast.ops.diff_augment import policy_code
 from genfast.training.gan_trainer import AUGMENT, GANTrainer
 from genfast.training.run import Column, Options, Run
 from genfast.training.vae_run import _image
@@ -113,8 +114,9 @@ class GANOptions(Options):
             raise ValueError(f"path_length is for arch stylegan2, not for {self.arch}")
         if self.augment != "none" and self.arch == "mlp":
             raise ValueError("augment is for images: for arch dcgan, sngan and stylegan2, not for mlp")
-        if self.consistency and self.augment == "none":
-            raise ValueError("consistency compares with augmented samples: choose augment=diff or ada")
+        if self.consistency and self.arch == "mlp":
+            raise ValueError("consistency is for images: for arch dcgan, sngan and stylegan2, not for mlp")
+        policy_code("policy", self.policy)
 
     @property
     def bounded(self) -> str | None:

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from genfast import random
 from genfast._checks import check_count
 from genfast.models.gan import GAN
 from genfast.nn import gan_losses
 from genfast.nn._directional import check_method
 from genfast.nn.gan_penalties import consistency_penalty, gradient_penalty, r1_penalty, r2_penalty
 from genfast.ops import _gan_loss_reference as plain_losses
+from genfast.ops.diff_augment import diff_augment, policy_code
 
 __all__ = ["AUGMENT", "GANStep", "GANTrainer"]
 
@@ -61,7 +63,7 @@ class GANTrainer:
         penalty_method: ``"double_backward"``, or ``"jvp"`` for discriminators that lack one, see
             ``genfast.nn.r1_penalty``.
         penalty_every: penalties are taken every so many steps, with so many times their weight (lazy regularization).
-        consistency: weight of the mean squared change of the logits of real samples by the augmentation.
+        consistency: weight of the mean squared change of the logits of real samples by ``policy``.
         path_length: weight of the penalty of the generator's path lengths, which ``mapping`` and ``synthesis`` need.
         path_every: as ``penalty_every``, in the generator's steps.
         n_critic: steps of the discriminator to one of the generator.
@@ -134,6 +136,11 @@ class GANTrainer:
         for name, count in (*counts, ("ada_images", ada_images)):
             check_count("GANTrainer", name, count, 1)
         check_method("GANTrainer", penalty_method)
+        if augment is not None and augment not in AUGMENT:
+            raise ValueError(f"GANTrainer: augment must be None, {' or '.join(map(repr, AUGMENT))}, got {augment!r}")
+        policy_code("GANTrainer", policy)
+        if not -1 <= ada_target <= 1:
+            raise ValueError(f"GANTrainer: ada_target must be in [-1, 1], the range of a mean sign, got {ada_target}")
         if path_length and not (hasattr(gan.generator, "mapping") and hasattr(gan.generator, "synthesis")):
             raise ValueError("GANTrainer: path_length needs a generator with mapping and synthesis, as of StyleGAN2")
         self.gan, self.loss, self.fused, self.seed = gan, loss, fused, seed
@@ -143,7 +150,9 @@ class GANTrainer:
         self.n_critic, self.ema = n_critic, ema
         self.steps = 0
         self.average = copy.deepcopy(gan.generator).eval().requires_grad_(False)
+        self.augment, self.policy, self.ada_target, self.ada_images = augment, policy, ada_target, ada_images
         self.path_mean = torch.zeros((), device=next(gan.parameters()).device)
+        self.p = torch.zeros_like(self.path_mean)  # how often "ada" augments
         self.optimizers = {
             name: torch.optim.AdamW(network.parameters(), rate, betas, weight_decay=weight_decay, fused=True)
             for name, network, rate in (
@@ -175,6 +184,9 @@ class GANTrainer:
         nothing = x.new_full((), math.nan, dtype=torch.float32)
         loss, penalty, real, fake = self._discriminator_step(x, labels)
         overfitting = ((real - fake) if self._needs_real and real.shape == fake.shape else real).sign().mean()
+        if self.augment == "ada":
+            move = torch.sign(overfitting - self.ada_target) * (len(x) / self.ada_images)
+            self.p = (self.p + move.to(self.p.dtype)).clamp_(0, 1)
         generator, path = nothing, nothing
         if (self.steps + 1) % self.n_critic == 0:
             generator, path = self._generator_step(x, labels, nothing)
@@ -194,9 +206,16 @@ class GANTrainer:
             mixed ^= mixed >> 31
         return mixed >> 1
 
-    def _seen(self, x: Tensor, purpose: int) -> Tensor:
-        """What the discriminator sees of samples."""
-        return x
+    def _seen(self, x: Tensor, purpose: int, always: bool = False) -> Tensor:
+        """What the discriminator sees of samples: augmented, with ``"ada"`` a sample with the current probability."""
+        if self.augment is None and not always:
+            return x
+        augmented = diff_augment(x, self.policy, seed=self._seed(purpose))
+        if always or self.augment != "ada":
+            return augmented
+        seed = random.as_seed(self._seed(purpose + 100), torch.device("cpu"))
+        chosen = random.uniform(len(x), seed).to(x.device) < self.p
+        return torch.where(chosen.view(-1, *(1,) * (x.dim() - 1)), augmented, x)
 
     def _discriminator_step(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         gan, optimizer = self.gan, self.optimizers["discriminator"]
@@ -237,7 +256,9 @@ class GANTrainer:
                 gradient_penalty(judge, *leaves, weight=weight, seed=self._seed(5), method=self.penalty_method)
             )
         if due and self.consistency:
-            parts.append(consistency_penalty(judge, x, self._seen(x, 4), weight=self.consistency, logits=real))
+            parts.append(
+                consistency_penalty(judge, leaves[0], self._seen(x, 4, True), weight=self.consistency, logits=real)
+            )
         penalty = sum(parts[1:], parts[0]) if parts else None
         whole = loss if penalty is None else torch.add(loss, penalty, alpha=self.penalty_every)
         optimizer.zero_grad(set_to_none=True)
@@ -372,7 +393,7 @@ class GANTrainer:
     @property
     def augmentation_probability(self) -> float | None:
         """How often the discriminator's samples are augmented; None where they never are."""
-        return None
+        return None if self.augment is None else 1.0 if self.augment == "diff" else self.p.item()
 
     # ---- state ----
 
@@ -383,7 +404,7 @@ class GANTrainer:
         for key, name, parameter in self._parameters():
             found = self.optimizers[key].state.get(parameter, {})
             state |= {f"{key}.{name}.{part}": found[part] for part in _ADAM if part in found}
-        return state | {"steps": torch.tensor(self.steps), "path_mean": self.path_mean}
+        return state | {"steps": torch.tensor(self.steps), "path_mean": self.path_mean, "p": self.p}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes what ``state_dict`` gave.
@@ -405,7 +426,7 @@ class GANTrainer:
         steps = int(state["steps"])
         if steps < 0:
             raise ValueError(f"it has no step {steps}")
-        path_mean = state["path_mean"].to(self.path_mean)
+        path_mean, p = state["path_mean"].to(self.path_mean, copy=True), state["p"].to(self.p, copy=True)
         self.gan.load_state_dict(parts["gan"])
         self.average.load_state_dict(parts["average"])
         for key, optimizer in self.optimizers.items():
@@ -415,7 +436,7 @@ class GANTrainer:
                     optimizer.state[parameter] = {
                         part: parts[key][f"{name}.{part}"].to(parameter.device, copy=True) for part in _ADAM
                     }
-        self.steps, self.path_mean = steps, path_mean
+        self.steps, self.path_mean, self.p = steps, path_mean, p
 
     def _parameters(self) -> list[tuple[str, str, nn.Parameter]]:
         return [
