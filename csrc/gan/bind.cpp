@@ -3,10 +3,10 @@
 #include <vector>
 
 #include "bindings.h"
+#include "gan/adain.h"
 #include "gan/bias_act.h"
 #include "gan/diff_augment.h"
 #include "gan/gan_loss.h"
-#include "gan/adain.h"
 #include "gan/minibatch_stddev.h"
 #include "gan/spectral_normalize.h"
 #include "gan/upfirdn2d.h"
@@ -120,6 +120,8 @@ void bind_upfirdn2d(pybind11::module_& cpu) {
                               static_cast<int>(execution));
       },
       pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+
 void bind_minibatch_stddev(pybind11::module_& cpu) {
   const auto args_of = [](int dtype, uintptr_t x, uintptr_t dout, uintptr_t out, int64_t batch, int64_t channels,
                           int64_t spatial, int64_t size, int64_t features, double eps) {

@@ -58,9 +58,10 @@ def _reference_forward(x, b, order, dim, act, alpha, gain, clamp, want_bits):  #
 def _slope_of_bits(dy: Tensor, bits: Tensor, order, dim, act, alpha, gain):  # type: ignore[no-untyped-def]
     dense = in_order(dy, order)
     first, *second = unpack(bits, *geometry(dy.shape, order, dim))
-    flat = torch.where(first, gain, gain * alpha if act == "lrelu" else 0.0)
+    above, below = dense.new_tensor([gain, gain * alpha if act == "lrelu" else 0.0], dtype=wide(dy.dtype))
+    flat = torch.where(first, above, below)
     flat = torch.where(second[0], flat, 0.0) if second else flat
-    found = flat.to(wide(dy.dtype)).reshape(dense.shape)
+    found = flat.reshape(dense.shape)
     return out_of_order(found, order)
 
 
