@@ -222,7 +222,8 @@ def explain(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Ex
     if not recorded:
         raise ValueError(f"{getattr(call, '__name__', call)} calls no genfast op with these arguments")
     op, raw = recorded[0]
-    device = next(a.device for a in raw if isinstance(a, torch.Tensor))
+    flat = (tensor for a in raw for tensor in (a if isinstance(a, list) else (a,)))
+    device = next(a.device for a in flat if isinstance(a, torch.Tensor))
     reasons: dict[str, str] = {}
     chosen = None
     forced = _state.forced

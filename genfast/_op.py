@@ -32,6 +32,13 @@ _Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Neither a subclass, nor lazily negated or zero, nor batched by torch.autograd.grad(is_grads_batched=True)."""
+    return type(tensor) in (_Tensor, _Parameter) and not (
+        _is_legacy_batched(tensor) or tensor.is_neg() or tensor._is_zerotensor()
+    )
+
+
 class Op:
     """A raw operator of the ``genfast`` namespace.
 
@@ -86,7 +93,10 @@ class Op:
             return self.overload(*args)
         for i in self._tensors:
             arg = args[i]
-            if arg is not None:
+            if type(arg) is list:
+                if not all(map(_is_plain, arg)):
+                    return self.overload(*args)
+            elif arg is not None:
                 # Subclasses, tensors whose sign or zeros are only flagged, and the batched cotangents that
                 # torch.autograd.grad(is_grads_batched=True) hands a backward without a transform.
                 kind = type(arg)
@@ -127,7 +137,7 @@ class Op:
         if self.tie is not None:
             if torch.is_grad_enabled() and _requires_grad(args):
                 return self.tie(*args)
-            if any(isinstance(arg, _Tensor) and _tangent(arg) is not None for arg in args):
+            if _has_tangent(args):
                 raise RuntimeError(
                     f"torch.ops.genfast.{self.name} has no forward-mode derivative; the functions of genfast.ops do"
                 )
@@ -140,12 +150,17 @@ def next_tensor(args: Sequence[Any]) -> torch.Tensor:
     for arg in args:
         if isinstance(arg, torch.Tensor):
             return arg
+        if isinstance(arg, (list, tuple)) and arg and isinstance(arg[0], torch.Tensor):
+            return arg[0]
     raise TypeError("a genfast op takes at least one tensor")
 
 
 def _requires_grad(args: Sequence[Any]) -> bool:
-    for arg in args:  # noqa: SIM110 - a generator would cost more than the loop
-        if isinstance(arg, _Tensor) and arg.requires_grad:
+    for arg in args:
+        if isinstance(arg, _Tensor):
+            if arg.requires_grad:
+                return True
+        elif type(arg) in (list, tuple) and _requires_grad(arg):
             return True
     return False
 
@@ -153,6 +168,13 @@ def _requires_grad(args: Sequence[Any]) -> bool:
 def _tangent(tensor: torch.Tensor) -> torch.Tensor | None:
     """The forward-mode tangent that a tensor carries at the outermost level."""
     return torch._VF._unpack_dual(tensor, level=0)[1] if forward_ad._current_level >= 0 else None
+
+
+def _has_tangent(args: Sequence[Any]) -> bool:
+    return any(
+        _tangent(arg) is not None if isinstance(arg, _Tensor) else type(arg) in (list, tuple) and _has_tangent(arg)
+        for arg in args
+    )
 
 
 def _distinct(args: Sequence[Any]) -> list[Any]:

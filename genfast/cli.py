@@ -16,11 +16,12 @@ __all__ = ["app"]
 BENCHMARKS = (
     "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "vae_step", "bernoulli_sample", "rotary", "attention",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
-    "overhead",
+    "overhead", "gan_loss", "gan_penalty", "spectral_normalize", "minibatch_stddev", "adain", "upfirdn2d",
+    "bias_act", "gan_step",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."
-MACHINES, AUTOENCODERS = "Of rbm and dbn", "Of vae, iwae and vqvae"  # panels of options
+MACHINES, AUTOENCODERS, ADVERSARIES = "Of rbm and dbn", "Of vae, iwae and vqvae", "Of gan"  # panels
 
 app = typer.Typer(
     help="genfast: fused kernels for generative models in PyTorch.",
@@ -149,7 +150,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes, for a smoke test.")] = False,
 ) -> None:
-    """Trains VAEs and an RBM on small digits, draws what they learned, and times genfast's layers and attention."""
+    """Trains VAEs, a GAN and an RBM on small digits, draws what they learned, and times layers and attention."""
     _need("sklearn", "genfast[examples]")
     _need("matplotlib", "genfast[examples]")
     from genfast.demo import run
@@ -160,7 +161,7 @@ def demo(
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="rbm, dbn, vae, iwae or vqvae.")],
+    model: Annotated[str, typer.Argument(help="rbm, dbn, vae, iwae, vqvae or gan.")],
     data: Annotated[str, typer.Option(help="digits, idx:PATH (MNIST's format), csv:PATH or images:DIR.")],
     hidden: Annotated[
         str | None,
@@ -168,7 +169,9 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training rows; for a dbn, a layer.")] = 10,
     batch: Annotated[int, typer.Option(help="Rows a gradient.")] = 64,
-    lr: Annotated[float | None, typer.Option(help="Learning rate: 0.05, of autoencoders 0.001.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate: 0.05, of autoencoders 0.001, of gans by arch.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Of an rbm or dbn on the weights, not on the biases.")] = 0.0,
     binarize: Annotated[
         str | None, typer.Option(help="threshold, sample or none, for bernoulli units and likelihoods.")
@@ -191,7 +194,11 @@ def train(
     ] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or split.", rich_help_panel=MACHINES)] = "fp32",
     arch: Annotated[
-        str | None, typer.Option(help="mlp, conv or residual; a vqvae is residual.", rich_help_panel=AUTOENCODERS)
+        str | None,
+        typer.Option(
+            help="mlp, conv or residual; a vqvae is residual; of a gan mlp, dcgan, sngan or stylegan2.",
+            rich_help_panel=AUTOENCODERS,
+        ),
     ] = None,
     likelihood: Annotated[
         str | None,
@@ -200,7 +207,9 @@ def train(
             rich_help_panel=AUTOENCODERS,
         ),
     ] = None,
-    latent: Annotated[int, typer.Option(help="Size of z; vae, iwae.", rich_help_panel=AUTOENCODERS)] = 20,
+    latent: Annotated[
+        int, typer.Option(help="Size of z: 20, of a gan 64; vae, iwae, gan.", rich_help_panel=AUTOENCODERS)
+    ] = 20,
     beta: Annotated[float, typer.Option(help="Weight of the KL term; vae.", rich_help_panel=AUTOENCODERS)] = 1.0,
     free_bits: Annotated[
         float, typer.Option(help="Nats that each latent dimension has for nothing; vae.", rich_help_panel=AUTOENCODERS)
@@ -221,14 +230,67 @@ def train(
         float, typer.Option(help="Mean count below which a code moves; vqvae.", rich_help_panel=AUTOENCODERS)
     ] = 0.1,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder to draw the trained model in.", rich_help_panel=AUTOENCODERS)
+        Path | None, typer.Option(help="Folder to draw the trained model in; a gan too.", rich_help_panel=AUTOENCODERS)
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="nonsaturating, minimax, hinge, least_squares, wasserstein, relativistic or relativistic_average; by "
+            "arch.",
+            rich_help_panel=ADVERSARIES,
+        ),
+    ] = None,
+    discriminator_lr: Annotated[
+        float | None, typer.Option(help="The discriminator's rate, where another.", rich_help_panel=ADVERSARIES)
+    ] = None,
+    beta1: Annotated[float | None, typer.Option(help="Of Adam; by arch.", rich_help_panel=ADVERSARIES)] = None,
+    r1: Annotated[
+        float | None,
+        typer.Option("--r1", help="Weight of R1, of slopes at real examples; by arch.", rich_help_panel=ADVERSARIES),
+    ] = None,
+    r2: Annotated[
+        float | None, typer.Option("--r2", help="Weight of R2, at generated ones.", rich_help_panel=ADVERSARIES)
+    ] = None,
+    gradient_penalty: Annotated[
+        float, typer.Option(help="Weight of WGAN-GP's penalty, between the two.", rich_help_panel=ADVERSARIES)
+    ] = 0.0,
+    penalty_every: Annotated[
+        int | None, typer.Option(help="Steps from one penalty to the next.", rich_help_panel=ADVERSARIES)
+    ] = None,
+    consistency: Annotated[
+        float, typer.Option(help="Weight of the logits' change by augmentation.", rich_help_panel=ADVERSARIES)
+    ] = 0.0,
+    path_length: Annotated[
+        float, typer.Option(help="Weight of the generator's path lengths; stylegan2.", rich_help_panel=ADVERSARIES)
+    ] = 0.0,
+    n_critic: Annotated[
+        int | None, typer.Option(help="The discriminator's steps to one of the generator.", rich_help_panel=ADVERSARIES)
+    ] = None,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the generator's moving average.", rich_help_panel=ADVERSARIES)
+    ] = 0.995,
+    augment: Annotated[
+        str, typer.Option(help="none, diff (always) or ada (as overfitting demands).", rich_help_panel=ADVERSARIES)
+    ] = "none",
+    policy: Annotated[
+        str, typer.Option(help="Of the augmentation.", rich_help_panel=ADVERSARIES)
+    ] = "color,translation,cutout",
+    ada_target: Annotated[
+        float, typer.Option(help="Mean sign of the real logits that ada steers to.", rich_help_panel=ADVERSARIES)
+    ] = 0.6,
+    ada_images: Annotated[
+        int, typer.Option(help="Examples over which ada's p may go from 0 to 1.", rich_help_panel=ADVERSARIES)
+    ] = 100_000,
+    packed: Annotated[
+        int,
+        typer.Option(help="Samples that the discriminator judges at once; mlp, dcgan.", rich_help_panel=ADVERSARIES),
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="The checkpoint; its log ends in .log.csv.")] = Path("model.safetensors"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --out, with its options.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew though --out exists.")] = False,
 ) -> None:
-    """Trains a restricted Boltzmann machine, a deep belief network layer by layer, or an autoencoder."""
+    """Trains a restricted Boltzmann machine, a deep belief network layer by layer, an autoencoder, or a GAN."""
     _check_device("training runs", device)
     _need("safetensors", "safetensors")
     if data == "digits":
@@ -285,7 +347,7 @@ def sample(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="A .png, .csv or .safetensors file.")] = Path("samples.png"),
 ) -> None:
-    """Draws from a trained model: fantasy particles, or what an autoencoder decodes from its prior."""
+    """Draws from a trained model: fantasy particles, what an autoencoder decodes from its prior, or a GAN's samples."""
     _check_device("sampling runs", device)
     _need("safetensors", "safetensors")
     from genfast.training import command

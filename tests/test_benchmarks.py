@@ -18,6 +18,7 @@ from genfast.benchmarks.ops import (
     rbm_cd,
     reparameterize_kl,
     rotary,
+    upfirdn2d,
     vector_quantize,
 )
 
@@ -143,6 +144,21 @@ def test_rotary_check_finds_each_fault(pairs):
         assert "shape" in found.check(inputs, (out[:1], dx))
     elements, table = 2 * 3 * 5 * 8, 5 * 4
     assert found.floor_bytes == 4 * elements * 2 + 4 * table * 4
+
+
+@pytest.mark.parametrize(("up", "down"), [(2, 1), (1, 2)])
+def test_upfirdn2d_check_finds_each_fault(up, down):
+    for taps, dtype in ((4, torch.float32), (12, torch.bfloat16)):
+        settings = harness.Settings(compiled=False)
+        found = upfirdn2d._case((2, 3, 8, 10), dtype, True, settings, up=up, down=down, taps=taps)
+        inputs = found.inputs()
+        for name, contender in found.contenders.items():
+            assert found.check(inputs, contender(*inputs)) is None, name
+        out, dx = found.contenders["genfast"](*inputs)
+        assert "out is off" in found.check(inputs, (out.roll(1, 3), dx))
+        assert "gradient is off" in found.check(inputs, (out, dx.roll(1, 2)))
+        assert "shape" in found.check(inputs, (out[:1], dx))
+        assert found.floor_bytes == 2 * (inputs[0].numel() + out.numel()) * dtype.itemsize
 
 
 def test_vector_quantize_check_finds_each_fault():

@@ -124,6 +124,8 @@ def test_demo_learns_and_draws(tmp_path):
         untrained, trained = float(rows[model][3]), float(rows[model][4])
         assert untrained == pytest.approx(-64 * torch.log(torch.tensor(2.0)).item(), abs=1)  # coin flips
         assert trained > untrained + 8
+    assert "samples: " in shown
+    assert " of 10 digits" in " ".join(shown.split())
     from genfast.demo.plots import NAMES
 
     for name in NAMES:
@@ -273,7 +275,7 @@ def test_weight_decay_is_for_the_weights():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gan"], "model must be one of rbm, dbn, vae, iwae, vqvae"),
+        (["flow"], "model must be one of rbm, dbn, vae, iwae, vqvae, gan"),
         (["rbm", "--data", "csv:nowhere.csv"], "nowhere.csv does not exist"),
         (["rbm", "--data", "mnist"], "choose digits, idx:PATH, csv:PATH or images:DIR"),
         (["rbm", "--hidden", "20,x"], "numbers separated by commas"),

@@ -222,10 +222,10 @@ def test_samples_are_in_the_units_of_the_data(tmp_path):
         (["vae", "--codes", "9"], "--codes is for vqvae, not for vae"),
         (["iwae", "--beta", "2"], "--beta is for vae, not for iwae"),
         (["iwae", "--free-bits", "1"], "--free-bits is for vae, not for iwae"),
-        (["vqvae", "--latent", "9"], "--latent is for vae, iwae, not for vqvae"),
+        (["vqvae", "--latent", "9"], "--latent is for vae, iwae, gan, not for vqvae"),
         (["vqvae", "--arch", "mlp"], "arch must be one of residual"),
-        (["rbm", "--latent", "9"], "--latent is for vae, iwae, not for rbm"),
-        (["rbm", "--pictures", "out"], "--pictures is for vae, iwae, vqvae, not for rbm"),
+        (["rbm", "--latent", "9"], "--latent is for vae, iwae, gan, not for rbm"),
+        (["rbm", "--pictures", "out"], "--pictures is for vae, iwae, vqvae, gan, not for rbm"),
         (["vae", "--arch", "unet"], "arch must be one of mlp, conv, residual"),
         (["vae", "--likelihood", "poisson"], "likelihood must be one of bernoulli"),
         (["vae", "--likelihood", "gaussian", "--binarize", "sample"], "is for likelihood=bernoulli"),
@@ -302,7 +302,7 @@ def test_damaged_checkpoints_are_refused(tmp_path, small, model):
     huge = [10**9] if model == "vae" else [10**9, 6]
     assert "not (1000000000" in refused(tensors, options={**about["options"], "hidden": huge})  # before it is made
     assert "means and deviations" in refused({**tensors, "data.mean": torch.zeros(64)})
-    assert "model must be one of" in refused(tensors, options={**about["options"], "model": "gan"})
+    assert "model must be one of" in refused(tensors, options={**about["options"], "model": "flow"})
 
 
 # ---- pictures ----

@@ -28,11 +28,12 @@ from genfast.benchmarks.reproduce import (
     mnist_rbm,
     mnist_rbm_large,
     movielens,
+    ring_grid,
 )
 
 SCRIPTS = (
     "bars_and_stripes", "mnist_rbm", "mnist_rbm_large", "centering", "dbn_features", "movielens", "linear_vae", "iwae",
-    "vqvae",
+    "vqvae", "ring_grid",
 )  # fmt: skip
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "reproduce"
 
@@ -351,6 +352,18 @@ def recomputed(name, folder):
             f"perplexity of the codes: {kind}": column("runs", "perplexity", quantizer=kind)
             for kind in ("genfast", "plain", "revived")
         }
+    if name == "ring_grid":
+        kinds = {(row["data"], row["method"], row["kernels"]) for row in rows_of(folder / "runs.csv")}
+        return {
+            f"{data}, {ring_grid.NAMES[method]}, kernels {kernels}: {title}": column(
+                "runs", key, data=data, method=method, kernels=kernels
+            )
+            for data, method, kernels in kinds
+            for key, title in (
+                ("modes", f"modes of {len(ring_grid.DATA[data].centers)}"),
+                ("quality", "high-quality share"),
+            )
+        }
     return {f"RBM, {movielens.HIDDEN} hidden units": column("runs", "rbm")}
 
 
@@ -365,6 +378,31 @@ def test_committed_results(name):
     assert "quick" not in first["note"]
     assert first["commit"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2**20
+
+
+def test_rings_and_grids_go_on_where_they_ended(tmp_path):
+    """Rows of as many steps stay, kernels on and off see the same data, and intervals are Student's."""
+    options = {"out": tmp_path, "quick": True, "data": "ring", "methods": "gan,relativistic", "threads": 1, "steps": 4}
+    ring_grid.main(**options, kernels="on", seeds="0-1")
+    first = rows_of(tmp_path / "runs.csv")
+    ring_grid.main(**options, kernels="both", seeds="0-1", resume=True)
+    rows = rows_of(tmp_path / "runs.csv")
+    assert len(first) == 4
+    assert [row["minutes"] for row in rows[:4]] == [row["minutes"] for row in first]
+    assert len(rows) == 8
+    assert ring_grid.finished(tmp_path / "runs.csv", 5) == []
+    trainers = [ring_grid.make(ring_grid.Run(kernels, "ring", "relativistic", 0), True) for kernels in ("on", "off")]
+    for trainer in trainers:
+        ring_grid.fit(trainer, ring_grid.Run("on", "ring", "relativistic", 0), 3, lambda: None)
+    for on, off in zip(*(trainer.gan.parameters() for trainer in trainers), strict=True):
+        torch.testing.assert_close(on, off, rtol=1e-3, atol=1e-5)
+    assert ring_grid.interval([1.0, 2.0, 4.0]) == pytest.approx(4.302653 * 1.527525 / 3**0.5)  # t of 2 at 97.5%
+    centers = ring_grid.DATA["grid"].centers
+    assert len(centers) == 25
+    assert sorted(set(centers.flatten().tolist())) == [-2, -1, 0, 1, 2]
+    drawn = ring_grid.DATA["ring"].draw(4000, torch.Generator().manual_seed(0))
+    distance = torch.cdist(drawn, ring_grid.DATA["ring"].centers).min(1).values
+    assert distance.square().mean().item() == pytest.approx(2 * 0.01**2, rel=0.1)
 
 
 def test_wrong_seeds_are_refused(tmp_path):

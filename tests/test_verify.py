@@ -13,11 +13,13 @@ import torch
 
 from genfast import _dispatch, _ledger, ops
 from genfast.launch import bernoulli_sample as bernoulli_launch
+from genfast.launch import gan_loss as gan_loss_launch
 from genfast.launch import iwae_bound as iwae_launch
 from genfast.launch import log_likelihood as likelihood_launch
 from genfast.launch import log_ratio as log_ratio_launch
 from genfast.launch import reparameterize as reparameterize_launch
 from genfast.launch import rotary as rotary_launch
+from genfast.launch import upfirdn2d as upfirdn2d_launch
 from genfast.launch import vector_quantize as vector_quantize_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
@@ -25,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
-STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION)
+GAN = ("gan_loss", "upfirdn2d")
+NORMS = ("spectral_normalize", "minibatch_stddev", "adain")
+STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN, *NORMS)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
 
 
@@ -42,7 +46,7 @@ def test_triton_kernels_pass_interpreted():
     script = (
         f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
         "failed = []\n"
-        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION):\n"
+        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION, *{GAN}, *{NORMS}):\n"
         "    for check in checks_of('triton/' + op):\n"
         "        if not check.gpu_only:\n"
         "            try:\n"
@@ -110,6 +114,17 @@ def test_wrong_tangent_is_found(monkeypatch):
 
     _broken(monkeypatch, _module("reparameterize")._jvp_op, reparameterize_launch, "cpp_jvp", wrong)
     assert _fails("reparameterize-jvp") == ["reparameterize-jvp"]
+
+
+def test_wrong_loss_of_a_gan_is_found(monkeypatch):
+    def mistaken(change):
+        _broken(monkeypatch, _module("gan_loss")._op, gan_loss_launch, "cpp", lambda right, *args: change(right(*args)))
+        return _fails(*(f"gan_loss-{name}" for name in ("values", "gradients", "extremes", "layouts")))
+
+    assert mistaken(lambda out: (out[0] * (1 + 2**-12), *out[1:])) == [
+        "gan_loss-values", "gan_loss-gradients", "gan_loss-extremes", "gan_loss-layouts",
+    ]  # fmt: skip
+    assert mistaken(lambda out: (*out[:2], None if out[2] is None else -out[2])) == ["gan_loss-gradients"]
 
 
 def test_element_left_out_is_found(monkeypatch):
@@ -222,6 +237,20 @@ def test_wrong_rotations_are_found(monkeypatch):
         f"rotary-{name}" for name in ("forward", "positions", "gradients", "second order", "jvp")
     ]
     assert mistaken(offset) == ["rotary-forward", "rotary-positions", "rotary-gradients", "rotary-second order"]
+
+
+def test_wrong_filtering_is_found(monkeypatch):
+    names = ("forward", "channels last", "layouts", "gradients", "second order", "jvp")
+
+    def mistaken(change):
+        op = _module("upfirdn2d")._op
+        _broken(monkeypatch, op, upfirdn2d_launch, "cpp", lambda right, *args: right(*change(*args)))
+        return [name.removeprefix("upfirdn2d-") for name in _fails(*(f"upfirdn2d-{name}" for name in names))]
+
+    assert mistaken(lambda *args: (*args[:10], not args[10], args[11])) == list(names)  # the filter turned
+    assert mistaken(lambda *args: (*args[:8], args[8] + 1, *args[9:])) == list(names)  # a pixel to the side
+    assert mistaken(lambda *args: (*args[:9], args[9] - 1, *args[10:])) == list(names)  # and upwards
+    assert mistaken(lambda *args: (*args[:11], 1.0)) == ["forward", "channels last", "gradients", "second order", "jvp"]
 
 
 def test_wrong_codes_are_found(monkeypatch):

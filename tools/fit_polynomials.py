@@ -104,6 +104,15 @@ def main() -> None:
     half_ = np.float32(0.5)
     report("kHazard", hazard, lambda x, c: (x + half_) * horner(x, c), of_x, low, 0.5)
 
+    # The Mills ratio beyond a: w M(w - 1/2), w = 4 / (a + 4)
+    def mills(x: Array) -> Array:
+        a = 4.0 * (0.5 - x) / (x + 0.5)
+        return 1.0 / (excess(a) + a)
+
+    low = -0.5 + 1e-4
+    ratio = fit(lambda x: mills(x) / (x + 0.5), lambda x: (x + 0.5) / mills(x), low, 0.5, 9)
+    report("kMills", ratio, lambda x, c: (x + half_) * horner(x, c), mills, low, 0.5)
+
 
 if __name__ == "__main__":
     main()

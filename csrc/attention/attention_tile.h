@@ -167,12 +167,6 @@ GENFAST_INLINE VecF minus_infinity() { return broadcast(scalar_from_bits(0xFF800
 // e^x, exactly zero below the normal numbers; NaN stays.
 GENFAST_INLINE VecF exp_or_zero(VecF x) { return select(less(x, broadcast(-87.33f)), broadcast(0.0f), exp_bounded(x)); }
 
-GENFAST_INLINE VecF tanh(VecF x) {
-  const VecF y = x + x;
-  const VecF half = half_expm1(y, broadcast(0.5f) * exp_bounded(y));
-  return div(half, half + broadcast(1.0f));
-}
-
 GENFAST_INLINE VecF load_byte(const uint8_t* p, int64_t count) {
   float lanes[kWidth];
   for (int i = 0; i < kWidth; ++i) lanes[i] = i < count ? static_cast<float>(p[i]) : 0.0f;

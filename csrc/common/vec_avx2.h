@@ -25,6 +25,9 @@ GENFAST_OP VecF broadcast(float x) { return {_mm256_set1_ps(x)}; }
 GENFAST_OP VecU broadcast(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
 GENFAST_OP VecF load_float(const float* p) { return {_mm256_loadu_ps(p)}; }
 GENFAST_OP void store_float(float* p, VecF x) { _mm256_storeu_ps(p, x.v); }
+// Past the caches: p is aligned to the vector, and stream_fence() ends a run of them.
+GENFAST_OP void stream_float(float* p, VecF x) { _mm256_stream_ps(p, x.v); }
+GENFAST_OP void stream_fence() { _mm_sfence(); }
 GENFAST_OP VecU load_u16(const uint16_t* p) {
   return {_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -73,6 +76,12 @@ GENFAST_OP Mask sign_bit(VecU a) { return {_mm256_castsi256_ps(a.v)}; }  // only
 GENFAST_OP Mask either(Mask a, Mask b) { return {_mm256_or_ps(a.v, b.v)}; }
 GENFAST_OP Mask no_lane() { return {_mm256_setzero_ps()}; }
 GENFAST_OP bool any(Mask a) { return _mm256_movemask_ps(a.v) != 0; }
+GENFAST_OP uint32_t lane_bits(Mask a) { return static_cast<uint32_t>(_mm256_movemask_ps(a.v)); }  // lane i to bit i
+GENFAST_OP Mask mask_of(uint32_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane))};
+}
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
 GENFAST_OP VecU select(Mask m, VecU a, VecU b) { return {_mm256_blendv_epi8(b.v, a.v, _mm256_castps_si256(m.v))}; }
 

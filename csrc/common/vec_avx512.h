@@ -25,6 +25,12 @@ GENFAST_OP VecF broadcast(float x) { return {_mm512_set1_ps(x)}; }
 GENFAST_OP VecU broadcast(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
 GENFAST_OP VecF load_float(const float* p) { return {_mm512_loadu_ps(p)}; }
 GENFAST_OP void store_float(float* p, VecF x) { _mm512_storeu_ps(p, x.v); }
+// Past the caches: p is aligned to the vector, and stream_fence() ends a run of them.
+GENFAST_OP void stream_float(float* p, VecF x) {
+  _mm256_stream_ps(p, _mm512_castps512_ps256(x.v));
+  _mm256_stream_ps(p + 8, _mm256_castsi256_ps(_mm512_extracti64x4_epi64(_mm512_castps_si512(x.v), 1)));
+}
+GENFAST_OP void stream_fence() { _mm_sfence(); }
 GENFAST_OP VecU load_u16(const uint16_t* p) {
   return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
@@ -72,6 +78,8 @@ GENFAST_OP Mask sign_bit(VecU a) { return {_mm512_movepi32_mask(a.v)}; }  // onl
 GENFAST_OP Mask either(Mask a, Mask b) { return {static_cast<__mmask16>(a.v | b.v)}; }
 GENFAST_OP Mask no_lane() { return {0}; }
 GENFAST_OP bool any(Mask a) { return a.v != 0; }
+GENFAST_OP uint32_t lane_bits(Mask a) { return a.v; }  // lane i to bit i
+GENFAST_OP Mask mask_of(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { return {_mm512_mask_blend_ps(m.v, b.v, a.v)}; }
 GENFAST_OP VecU select(Mask m, VecU a, VecU b) { return {_mm512_mask_blend_epi32(m.v, b.v, a.v)}; }
 

@@ -78,6 +78,28 @@ GENFAST_INLINE VecF softplus(VecF x) {
   return max(zero, x) + (log + select(low, zero, broadcast(poly::kLn2)));
 }
 
+// tanh(x) = (e^2x - 1) / (e^2x + 1), with full relative accuracy near zero; NaN stays.
+GENFAST_INLINE VecF tanh(VecF x) {
+  const VecF y = x + x;
+  const VecF half = half_expm1(y, broadcast(0.5f) * exp_bounded(y));
+  return div(half, half + broadcast(1.0f));
+}
+
+// The standard normal's distribution function, with full relative accuracy in the lower tail (zero below -13), and its
+// density; NaN stays. a^2 / 2 is kept in two parts where the instruction set has a fused multiply-add: relative error
+// 6e-7 then, and a^2 / 2 * 6e-8 more without.
+GENFAST_INLINE VecF normal_cdf(VecF x, VecF* density) {
+  const VecF zero = broadcast(0.0f), one = broadcast(1.0f), half = broadcast(0.5f);
+  const VecF a = min(broadcast(14.0f), abs(x)), square = a * a, rest = fma(a, a, zero - square);
+  VecF pdf = exp_bounded(square * broadcast(-0.5f)) * broadcast(0.398942280f);
+  pdf = fma(pdf, rest * broadcast(-0.5f), pdf);
+  pdf = select(less(broadcast(13.0f), a), zero, pdf);
+  const VecF w = div(broadcast(4.0f), a + broadcast(4.0f));
+  const VecF tail = pdf * w * horner(w - half, poly::kMills);
+  *density = pdf;
+  return select(less(x, zero), tail, one - tail);
+}
+
 // sqrt(-2 ln((a + 1) 2^-32)). The signed integer a + 1 is a + 1 itself below 2^31 and minus the distance to 2^32 above,
 // so that one conversion serves both ends: near 1 the logarithm is taken of 1 + s with s rounded once.
 GENFAST_INLINE VecF radius(VecU a) {

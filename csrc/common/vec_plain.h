@@ -28,6 +28,8 @@ GENFAST_OP VecF broadcast(float x) { VecF r; GENFAST_LANES r.v[i] = x; return r;
 GENFAST_OP VecU broadcast(uint32_t x) { VecU r; GENFAST_LANES r.v[i] = x; return r; }
 GENFAST_OP VecF load_float(const float* p) { VecF r; memcpy(r.v, p, sizeof r.v); return r; }
 GENFAST_OP void store_float(float* p, VecF x) { memcpy(p, x.v, sizeof x.v); }
+GENFAST_OP void stream_float(float* p, VecF x) { store_float(p, x); }
+GENFAST_OP void stream_fence() {}
 GENFAST_OP VecU load_u16(const uint16_t* p) { VecU r; GENFAST_LANES r.v[i] = p[i]; return r; }
 GENFAST_OP void store_low16(uint16_t* p, VecU x) { GENFAST_LANES p[i] = static_cast<uint16_t>(x.v[i]); }
 
@@ -61,6 +63,8 @@ GENFAST_OP Mask sign_bit(VecU a) { Mask r; GENFAST_LANES r.v[i] = (a.v[i] >> 31)
 GENFAST_OP Mask either(Mask a, Mask b) { GENFAST_LANES a.v[i] = a.v[i] || b.v[i]; return a; }
 GENFAST_OP Mask no_lane() { Mask r; GENFAST_LANES r.v[i] = false; return r; }
 GENFAST_OP bool any(Mask a) { bool r = false; GENFAST_LANES r = r || a.v[i]; return r; }
+GENFAST_OP uint32_t lane_bits(Mask a) { uint32_t r = 0; GENFAST_LANES r |= static_cast<uint32_t>(a.v[i]) << i; return r; }  // lane i to bit i
+GENFAST_OP Mask mask_of(uint32_t bits) { Mask r; GENFAST_LANES r.v[i] = (bits >> i & 1) != 0; return r; }
 GENFAST_OP VecF select(Mask m, VecF a, VecF b) { GENFAST_LANES a.v[i] = m.v[i] ? a.v[i] : b.v[i]; return a; }
 GENFAST_OP VecU select(Mask m, VecU a, VecU b) { GENFAST_LANES a.v[i] = m.v[i] ? a.v[i] : b.v[i]; return a; }
 

@@ -1,5 +1,5 @@
-"""``genfast demo``: trains a VAE and an RBM on scikit-learn's 8 x 8 digits, draws them, and times genfast's layers and
-attention."""
+"""``genfast demo``: trains a VAE, a GAN and an RBM on scikit-learn's 8 x 8 digits, draws them, and times genfast's
+layers and attention."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
 
     Returns:
         ``elbo_start``, ``elbo_end``, ``pseudo_likelihood_start``, ``pseudo_likelihood_end``: nats a held-out digit;
-        ``auroc_start``, ``auroc_end``: of telling a digit that training left out.
+        ``auroc_start``, ``auroc_end``: of telling a digit that training left out; ``modes_start``, ``modes_end``:
+        digits among a GAN's samples.
 
     Raises:
         ModuleNotFoundError: without scikit-learn and matplotlib (``pip install genfast[examples]``).
     """
-    from genfast.demo import anomaly, attention, plots, timing, train
+    from genfast.demo import anomaly, attention, gan, plots, timing, train
 
     console = console or Console()
     out = Path(out)
@@ -41,12 +42,21 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
         vae_run = train.train_vae(digits.train, digits.test, epochs=3 if quick else 100, console=console)
         found = anomaly.run(digits, epochs=3 if quick else 60, console=console)
         rbm_run = train.train_rbm(digits, epochs=3 if quick else 150, console=console)
-        plots.draw_all(out, digits, vae_run, found, rbm_run, gibbs_steps=50 if quick else 2000)
+        gan_run = gan.run(digits, steps=60 if quick else 4000, console=console)
+        plots.draw_all(out, digits, vae_run, found, rbm_run, gan_run, gibbs_steps=50 if quick else 2000)
     _print_results(vae_run, rbm_run, console)
     _print_epochs(vae_run, console)
     console.print(
         f"a VAE trained without {anomaly.LEFT_OUT}s tells them from the others by -log p(x): AUROC "
         f"{found.auroc:.3f}, untrained {found.untrained:.3f} ({found.seconds:.1f} s)",
+        highlight=False,
+    )
+    after, before = gan_run.trained, gan_run.untrained
+    console.print(
+        f"a GAN's {gan.SAMPLES} samples: {after.modes} of 10 digits, {after.sure:.0%} told with a "
+        f"probability over {gan.SURE:.0%} by a classifier that is right on {gan_run.accuracy:.1%}, KL of their shares "
+        f"{after.divergence:.3f}; precision {after.precision:.2f}, recall {after.recall:.2f}; "
+        f"untrained: {before.modes} digits, KL {before.divergence:.2f} ({gan_run.seconds:.1f} s)",
         highlight=False,
     )
     console.print(f"pictures in {out}/: {', '.join(plots.NAMES)}", highlight=False)
@@ -61,6 +71,8 @@ def run(out: Path | str = "out", *, quick: bool = False, console: Console | None
         "pseudo_likelihood_end": rbm_run.held_out[-1],
         "auroc_start": found.untrained,
         "auroc_end": found.auroc,
+        "modes_start": float(gan_run.untrained.modes),
+        "modes_end": float(gan_run.trained.modes),
     }
 
 

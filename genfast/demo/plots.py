@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from genfast.demo.anomaly import LEFT_OUT, Anomalies
+from genfast.demo.gan import GANResult
 from genfast.demo.train import SIDE, Digits, Run
-from genfast.models import VAE
+from genfast.models import GAN, VAE
 from genfast.nn import RBM
 
 matplotlib.use("Agg")
@@ -21,7 +22,7 @@ __all__ = ["NAMES", "draw_all"]
 
 NAMES = (
     "vae_samples.png", "vae_reconstructions.png", "vae_interpolations.png", "vae_anomalies.png", "rbm_fantasies.png",
-    "rbm_filters.png", "learning_curves.png",
+    "rbm_filters.png", "learning_curves.png", "gan_samples.png", "gan_interpolations.png",
 )  # fmt: skip
 BLUE, ORANGE = "#2a78d6", "#d97706"
 
@@ -86,8 +87,9 @@ def _curves(path: Path, vae_run: Run[VAE], rbm_run: Run[RBM]) -> None:
 
 
 def draw_all(
-    out: Path, digits: Digits, vae_run: Run[VAE], found: Anomalies, rbm_run: Run[RBM], gibbs_steps: int
-) -> None:
+    out: Path, digits: Digits, vae_run: Run[VAE], found: Anomalies, rbm_run: Run[RBM], gan_run: GANResult,
+    gibbs_steps: int,
+) -> None:  # fmt: skip
     """Writes every picture of ``NAMES`` into ``out``."""
     ink: dict[str, Any] = {"cmap": "gray_r", "vmin": 0.0, "vmax": 1.0}
     vae, rbm = vae_run.model, rbm_run.model
@@ -118,3 +120,13 @@ def draw_all(
     colors: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.0, "vmax": 1.0}
     _save(_tile(filters, 12), out / NAMES[5], "RBM: the 60 strongest filters, each to its own scale", **colors)
     _curves(out / NAMES[6], vae_run, rbm_run)
+
+    trainer = gan_run.trainer
+    samples = (trainer.sample(60, seed=2) + 1) / 2
+    _save(_tile(samples, 12), out / NAMES[7], "GAN: samples of the generator's moving average", **ink)
+    gan = GAN(trainer.average, trainer.gan.discriminator, trainer.gan.latent)
+    z = gan.noise(12, seed=2)
+    between = (gan.interpolate(z[:6], z[6:], 14) + 1) / 2
+    _save(
+        _tile(between.movedim(1, 0).flatten(0, 1), 14), out / NAMES[8], "GAN: between two draws of z", **ink
+    )  # fmt: skip

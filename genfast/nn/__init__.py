@@ -1,10 +1,27 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
-from genfast.nn import functional
+from genfast.nn import functional, utils
+from genfast.nn.adain import AdaIN, InstanceNorm2d
 from genfast.nn.attention import MultiheadAttention
+from genfast.nn.bias_act import BiasAct
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.diff_augment import DiffAugment
+from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
+from genfast.nn.gan_penalties import (
+    LazyAdam,
+    LazyRegularization,
+    PathLengthPenalty,
+    consistency_penalty,
+    gradient_penalty,
+    lazy_optimizer_parameters,
+    path_length_penalty,
+    r1_penalty,
+    r2_penalty,
+)
+from genfast.nn.minibatch_stddev import MinibatchStdDev
+from genfast.nn.modulated_conv2d import ModulatedConv2d
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -30,21 +47,33 @@ from genfast.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from genfast.nn.upfirdn2d import Downsample2d, Upfirdn2d, Upsample2d
 from genfast.nn.vae import ELBO, GaussianKL, Reparameterize
 from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "BiasAct",
+    "AdaIN",
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
+    "Downsample2d",
+    "DiffAugment",
     "DynamicNTKScaling",
     "ELBO",
+    "GANLoss",
     "GaussianKL",
+    "LazyAdam",
+    "LazyRegularization",
+    "InstanceNorm2d",
     "LearnedPositionalEncoding",
     "LinearScaling",
     "Llama3Scaling",
+    "MinibatchStdDev",
+    "ModulatedConv2d",
     "MultiheadAttention",
     "NTKScaling",
+    "PathLengthPenalty",
     "RBM",
     "RelativePositionBias",
     "RelativePositionBias2d",
@@ -57,9 +86,20 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "Upfirdn2d",
+    "Upsample2d",
     "VectorQuantizer",
     "YarnScaling",
     "alibi_slopes",
+    "consistency_penalty",
     "functional",
+    "gan_discriminator_loss",
+    "gan_generator_loss",
+    "gradient_penalty",
+    "lazy_optimizer_parameters",
+    "path_length_penalty",
+    "r1_penalty",
+    "r2_penalty",
     "t5_buckets",
+    "utils",
 ]

@@ -7,12 +7,18 @@ import torch
 from genfast import random
 from genfast._op import Backend, Op
 
-__all__ = ["normal", "rbm_normal", "rbm_uniform"]
+__all__ = ["normal", "rbm_normal", "rbm_uniform", "uniform"]
 
 normal = Op(
     "philox_normal(Tensor seed, SymInt count, SymInt offset, SymInt step) -> Tensor",
     {"reference": Backend(lambda seed, count, offset, step: random.normal(count, seed, offset=offset, step=step))},
     lambda seed, count, offset, step: seed.new_empty(count, dtype=torch.float64),
+    internal=True,
+)
+uniform = Op(
+    "philox_uniform(Tensor seed, SymInt count, SymInt offset, SymInt step) -> Tensor",
+    {"reference": Backend(lambda seed, count, offset, step: random.uniform(count, seed, offset=offset, step=step))},
+    lambda seed, count, offset, step: seed.new_empty(count, dtype=torch.float32),
     internal=True,
 )
 rbm_uniform = Op(

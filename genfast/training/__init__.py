@@ -2,6 +2,9 @@
 
 from genfast.training.checkpoint import load, load_model, save
 from genfast.training.families import MODELS, start, train
+from genfast.training.gan_loop import GANMeasures
+from genfast.training.gan_run import GANOptions
+from genfast.training.gan_trainer import GANStep, GANTrainer
 from genfast.training.rbm_loop import RBMMeasures
 from genfast.training.rbm_run import METHODS, RBMOptions
 from genfast.training.run import Run, Split, prepare
@@ -12,6 +15,10 @@ from genfast.training.vae_run import IWAEOptions, VAEOptions, VQVAEOptions
 __all__ = [
     "METHODS",
     "MODELS",
+    "GANMeasures",
+    "GANOptions",
+    "GANStep",
+    "GANTrainer",
     "IWAEMeasures",
     "IWAEOptions",
     "RBMMeasures",

@@ -128,4 +128,4 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> Any:
         >>> load_model(path).W.shape
         torch.Size([3, 4])
     """
-    return load(path, device).model.eval()
+    return load(path, device).trained.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from genfast.training import checkpoint, sampling
 from genfast.training.families import MODELS, Family, family_of, start
 from genfast.training.families import train as train_epochs
 from genfast.training.run import Options, Run, prepare
-from genfast.training.vae_run import AutoencoderRun
 
 __all__ = ["sample", "train"]
 
@@ -42,7 +42,8 @@ def train(
         out: the checkpoint, a .safetensors file; the log has the same name and ends in .log.csv.
         resume: go on from ``out``.
         overwrite: replace ``out``.
-        pictures: folder to draw an autoencoder in at the end; it is made where it is missing.
+        pictures: folder to draw an autoencoder or a GAN in at the end, a GAN also after each epoch; it is made where it
+            is missing.
         console: where to print.
 
     Raises:
@@ -50,8 +51,10 @@ def train(
     """
     family = family_of(model)
     _check_given(model, family, given)
-    if pictures is not None and not family.pictures:
-        raise ValueError(f"--pictures is for {', '.join(_models_where(lambda other: other.pictures))}, not for {model}")
+    if pictures is not None and family.pictures is None:
+        raise ValueError(
+            f"--pictures is for {', '.join(_models_where(lambda other: other.pictures is not None))}, not for {model}"
+        )
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors, got {out}")
     if resume and overwrite:
@@ -70,6 +73,7 @@ def train(
         run = start(options, rows, device)
     split = prepare(run, rows)
     shape = None if pictures is None else sampling.image_shape(run, run.columns)
+    artist: Any = None if pictures is None else importlib.import_module(f"genfast.training.{family.pictures}")
     options = run.options
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     console.print(
@@ -93,15 +97,13 @@ def train(
             with log.open("a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(_cells((*measures, options.lr)))
             console.print(_line(measures, run), highlight=False)
+            if pictures is not None and hasattr(artist, "draw_epoch"):
+                artist.draw_epoch(run, shape, pictures)
             progress.reset(bar)
     console.print(f"wrote {out} and {log}", highlight=False)
     if pictures is not None:
-        from genfast.training import vae_pictures
-
-        assert shape is not None
-        assert isinstance(run, AutoencoderRun)
         with log.open(newline="") as file:
-            names = vae_pictures.draw(run, split, list(csv.DictReader(file)), shape, pictures)
+            names = artist.draw(run, split, list(csv.DictReader(file)), shape, pictures)
         console.print(f"pictures in {pictures}/: {', '.join(names)}", highlight=False)
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from genfast.data import Rows
-from genfast.training import rbm_loop, rbm_sampling, vae_loop
+from genfast.training import gan_loop, rbm_loop, rbm_sampling, vae_loop
+from genfast.training.gan_run import GANOptions, GANRun
 from genfast.training.rbm_run import RBMOptions, RBMRun
 from genfast.training.run import Options, Progress, Run, Split
 from genfast.training.vae_run import AutoencoderRun, IWAEOptions, VAEOptions, VQVAEOptions
@@ -25,15 +26,15 @@ class Family(NamedTuple):
     train: Callable[..., Any]
     sample: Callable[..., Any]
     sample_options: frozenset[str]  # beside n, seed and means
-    pictures: bool  # whether ``vae_pictures`` draws it
+    pictures: str | None  # module that draws it
 
 
 _CHAINS = frozenset(("steps", "beta", "clamp"))
-_MACHINE = Family(RBMOptions, RBMRun, rbm_loop.RBMMeasures, rbm_loop.train, rbm_sampling.sample, _CHAINS, False)
+_MACHINE = Family(RBMOptions, RBMRun, rbm_loop.RBMMeasures, rbm_loop.train, rbm_sampling.sample, _CHAINS, None)
 
 
 def _autoencoder(options: type[Options], measures: type[Any]) -> Family:
-    return Family(options, AutoencoderRun, measures, vae_loop.train, vae_loop.sample, frozenset(), True)
+    return Family(options, AutoencoderRun, measures, vae_loop.train, vae_loop.sample, frozenset(), "vae_pictures")
 
 
 _FAMILIES = {
@@ -42,6 +43,9 @@ _FAMILIES = {
     "vae": _autoencoder(VAEOptions, vae_loop.VAEMeasures),
     "iwae": _autoencoder(IWAEOptions, vae_loop.IWAEMeasures),
     "vqvae": _autoencoder(VQVAEOptions, vae_loop.VQVAEMeasures),
+    "gan": Family(
+        GANOptions, GANRun, gan_loop.GANMeasures, gan_loop.train, gan_loop.sample, frozenset(), "gan_pictures"
+    ),
 }
 MODELS = tuple(_FAMILIES)
 
@@ -61,7 +65,7 @@ def start(options: Options, rows: Rows, device: torch.device | str = "cpu") -> R
     """A run before its first epoch; torch's default generator stays as it is.
 
     Args:
-        options: ``RBMOptions``, ``VAEOptions``, ``IWAEOptions`` or ``VQVAEOptions``.
+        options: ``RBMOptions``, ``VAEOptions``, ``IWAEOptions``, ``VQVAEOptions`` or ``GANOptions``.
         rows: the data, whose columns give the size of what the model sees.
         device: where the model lives.
 
@@ -88,7 +92,7 @@ def train(run: Run, split: Split, progress: Progress | None = None) -> Iterator[
         progress: called after each batch with the finished fraction of the epoch.
 
     Returns:
-        An iterator over ``RBMMeasures``, ``VAEMeasures``, ``IWAEMeasures`` or ``VQVAEMeasures``.
+        An iterator over ``RBMMeasures``, ``VAEMeasures``, ``IWAEMeasures``, ``VQVAEMeasures`` or ``GANMeasures``.
 
     Raises:
         ValueError: where training diverges.

@@ -151,6 +151,11 @@ class Run:
         return f"genfast.models.{type(self.model).__name__}"
 
     @property
+    def trained(self) -> Any:
+        """The model as it is used after training."""
+        return self.model
+
+    @property
     def visible(self) -> int:
         """Values of an example that the model sees."""
         raise NotImplementedError

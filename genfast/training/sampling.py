@@ -32,7 +32,7 @@ def sample(
     means: bool = False,
 ) -> Tensor:
     """Draws from the model, in the units of its data: of RBMs and DBNs by Gibbs sampling, of autoencoders the means of
-    p(x|z) at draws of z from the prior.
+    p(x|z) at draws of z from the prior, of GANs the samples of the generator's moving average.
 
     Args:
         run: of ``training.load``.

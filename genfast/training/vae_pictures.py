@@ -13,7 +13,7 @@ from genfast.training.sampling import write
 from genfast.training.vae_loop import sample
 from genfast.training.vae_run import AutoencoderRun
 
-__all__ = ["draw"]
+__all__ = ["draw", "figure_of", "saved"]
 
 _ACROSS = 8  # pictures side by side
 _MAP = 16  # pictures on a side of the latent map
@@ -72,7 +72,7 @@ def _grid_of_quantiles() -> Tensor:
     return torch.stack((across, down), -1).view(-1, 2)
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def figure_of(size: tuple[float, float]) -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -81,7 +81,7 @@ def _figure(size: tuple[float, float]) -> Any:
     return pyplot.subplots(figsize=size, layout="constrained")
 
 
-def _saved(figure: Any, path: Path) -> None:
+def saved(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     figure.savefig(path, dpi=150)
@@ -90,7 +90,7 @@ def _saved(figure: Any, path: Path) -> None:
 
 def _curve(log: list[dict[str, str]], path: Path) -> None:
     """What training maximizes, on training rows, and the held-out bound."""
-    figure, axes = _figure((6, 3.6))
+    figure, axes = figure_of((6, 3.6))
     epochs = [int(line["epoch"]) for line in log]
     lines = [("training objective", [-float(line["training_loss"]) for line in log])]
     bounds = {"bound": "held-out bound", "elbo": "held-out ELBO"}
@@ -104,12 +104,12 @@ def _curve(log: list[dict[str, str]], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _saved(figure, path)
+    saved(figure, path)
 
 
 def _latent(run: AutoencoderRun, split: Split, path: Path) -> None:
     """Where held-out rows lie: the means of their posteriors, and circles around 39%, 86% and 99% of the prior."""
-    figure, axes = _figure((4.6, 4.6))
+    figure, axes = figure_of((4.6, 4.6))
     mu = run.model.encode(run.batch(split.held_out))[0].cpu()
     axes.scatter(mu[:, 0].numpy(), mu[:, 1].numpy(), s=6, linewidths=0, alpha=0.6)
     turn = torch.linspace(0, 2 * torch.pi, 200)
@@ -118,4 +118,4 @@ def _latent(run: AutoencoderRun, split: Split, path: Path) -> None:
     axes.set_aspect("equal")
     axes.set_title("posterior means of held-out examples", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    _saved(figure, path)
+    saved(figure, path)

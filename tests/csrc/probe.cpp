@@ -44,6 +44,32 @@ void run_sigmoid(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, sigmoid(load_upto(x + i, count - i)), count - i);
 }
 
+void run_tanh(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) store_upto(out + i, tanh(load_upto(x + i, count - i)), count - i);
+}
+
+void run_normal_cdf(const float* x, float* out, int64_t count) {
+  VecF density;
+  for (int64_t i = 0; i < count; i += kWidth) {
+    store_upto(out + i, normal_cdf(load_upto(x + i, count - i), &density), count - i);
+  }
+}
+
+void run_normal_density(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    VecF density;
+    normal_cdf(load_upto(x + i, count - i), &density);
+    store_upto(out + i, density, count - i);
+  }
+}
+
+void run_bits(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const Mask negative = mask_of(lane_bits(less(load(x + i), broadcast(0.0f))));
+    store(out + i, select(negative, broadcast(1.0f), broadcast(2.0f)));
+  }
+}
+
 void run_half_expm1_minus(const float* x, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) {
     const VecF v = load_upto(x + i, count - i);
@@ -141,6 +167,10 @@ const Probe kProbe = {kWidth,
                       run_log,
                       run_sigmoid,
                       run_softplus,
+                      run_tanh,
+                      run_normal_cdf,
+                      run_normal_density,
+                      run_bits,
                       run_half_expm1_minus,
                       run_half_expm1,
                       run_truncated_mean,

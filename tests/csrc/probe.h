@@ -20,6 +20,11 @@ struct Probe {
   void (*log)(const float* x, float* out, int64_t count);
   void (*sigmoid)(const float* x, float* out, int64_t count);
   void (*softplus)(const float* x, float* out, int64_t count);
+  void (*tanh)(const float* x, float* out, int64_t count);
+  void (*normal_cdf)(const float* x, float* out, int64_t count);
+  void (*normal_density)(const float* x, float* out, int64_t count);
+  // Masks to bits and back: out[i] = x < 0 ? 1 : 2, by bits; count is a multiple of the width.
+  void (*bits)(const float* x, float* out, int64_t count);
   void (*half_expm1_minus)(const float* x, float* out, int64_t count);
   void (*half_expm1)(const float* x, float* out, int64_t count);
   void (*truncated_mean)(const float* s, float* out, int64_t count);

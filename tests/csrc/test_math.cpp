@@ -97,6 +97,50 @@ TEST(softplus_limits) {
   });
 }
 
+TEST(tanh_accuracy) {
+  check_accuracy("tanh", &genfast::Probe::tanh, scan(-100.0f, 100.0f, 1501), 6e-7, 0.0,
+                 [](double x) { return std::tanh(x); });
+}
+
+TEST(normal_cdf_accuracy) {
+  const auto cdf = [](double x) { return 0.5 * std::erfc(-x * std::sqrt(0.5)); };
+  const auto density = [](double x) { return std::exp(-0.5 * x * x) / std::sqrt(2.0 * std::acos(-1.0)); };
+  const std::vector<float> near = scan(-2.0f, 100.0f, 1501), far = scan(-12.9f, 12.9f, 1501);
+  check_accuracy("normal_cdf", &genfast::Probe::normal_cdf, near, 9e-7, 0.0, cdf);
+  check_accuracy("normal_cdf", &genfast::Probe::normal_cdf, far, 6e-6, 0.0, cdf);  // the bound without a fused a * a
+  check_accuracy("normal_density", &genfast::Probe::normal_density, far, 6e-6, 0.0, density);
+}
+
+TEST(tanh_and_normal_cdf_limits) {
+  const std::vector<float> x = {INFINITY, -INFINITY, NAN, 1e38f, -1e38f, 0.0f, -0.0f, -14.5f};
+  for_each_isa([&](const genfast::Probe& probe, const char* isa) {
+    std::vector<float> t(x.size()), p(x.size()), d(x.size());
+    probe.tanh(x.data(), t.data(), static_cast<int64_t>(x.size()));
+    probe.normal_cdf(x.data(), p.data(), static_cast<int64_t>(x.size()));
+    probe.normal_density(x.data(), d.data(), static_cast<int64_t>(x.size()));
+    const float tanhs[] = {1.0f, -1.0f, NAN, 1.0f, -1.0f, 0.0f, -0.0f, -1.0f};
+    const float cdfs[] = {1.0f, 0.0f, NAN, 1.0f, 0.0f, 0.5f, 0.5f, 0.0f};
+    for (size_t i = 0; i < x.size(); ++i) {
+      CHECK(check::same(t[i], tanhs[i]), "%s tanh(%g) = %g", isa, x[i], t[i]);
+      CHECK(check::same(p[i], cdfs[i]) || std::fabs(p[i] - cdfs[i]) < 2e-7f, "%s normal_cdf(%g) = %g", isa, x[i], p[i]);
+      CHECK(std::isnan(x[i]) ? std::isnan(d[i])
+            : x[i] == 0.0f   ? std::fabs(d[i] - 0.39894228f) < 1e-7f
+                             : d[i] == 0.0f,
+            "%s normal_density(%g) = %g", isa, x[i], d[i]);
+    }
+  });
+}
+
+TEST(masks_to_bits_and_back) {
+  for_each_isa([](const genfast::Probe& probe, const char* isa) {
+    std::vector<float> x(static_cast<size_t>(64 * probe.width)), found(x.size());
+    uint32_t state = 1;
+    for (float& value : x) value = (state = state * 1664525u + 1013904223u) >> 31 ? -1.0f : 1.0f;
+    probe.bits(x.data(), found.data(), static_cast<int64_t>(x.size()));
+    for (size_t i = 0; i < x.size(); ++i) CHECK(found[i] == (x[i] < 0.0f ? 1.0f : 2.0f), "%s lane %zu", isa, i);
+  });
+}
+
 TEST(half_expm1_accuracy) {
   check_accuracy("half_expm1_minus", &genfast::Probe::half_expm1_minus, scan(-100.0f, 88.0f, 1501), 1e-6, 1e-44,
                  [](double x) { return 0.5 * check::expm1_minus(x); });
