@@ -85,7 +85,8 @@ def activations(c: Context) -> None:
             y = ops.bias_act(x, act=act, gain=1.0)
             (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
             want = _Exact(x, None, 1, act, 1.0, None)
-            c.compare("y", y, want.f, want.f.abs() + (act in ("elu", "selu", "softplus", "gelu")), where=act)
+            bound = 0.0 if dtype == torch.float64 else 6e-6  # of the normal distribution's tail without fused a * a
+            c.compare("y", y, want.f, want.f.abs() + 1e-30, bound=bound, where=act)
             c.compare("dx", want.away(dx, want.first), want.first, 1.0 + want.first.abs(), where=act)
             c.ran(dtype, tuple(x.shape), act, "extremes")
 
