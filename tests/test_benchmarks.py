@@ -13,6 +13,7 @@ import genfast
 from genfast.benchmarks import harness, report
 from genfast.benchmarks.ops import (
     bernoulli_sample,
+    bias_act,
     gemm,
     rbm_ais,
     rbm_cd,
@@ -159,6 +160,21 @@ def test_upfirdn2d_check_finds_each_fault(up, down):
         assert "gradient is off" in found.check(inputs, (out, dx.roll(1, 2)))
         assert "shape" in found.check(inputs, (out[:1], dx))
         assert found.floor_bytes == 2 * (inputs[0].numel() + out.numel()) * dtype.itemsize
+
+
+@pytest.mark.parametrize("act", ["lrelu", "gelu"])
+def test_bias_act_check_finds_each_fault(act):
+    found = bias_act._case((2, 3, 5, 8), torch.float32, True, harness.Settings(compiled=False), act)
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    y, dx, db = found.contenders["genfast"](*inputs)
+    assert "y is off" in found.check(inputs, (y * 1.001, dx, db))
+    assert "gradient of x is off" in found.check(inputs, (y, y, db))
+    assert "gradient of b is off" in found.check(inputs, (y, dx, db.flip(0)))
+    assert "shape" in found.check(inputs, (y[:1], dx, db))
+    elements = 2 * 3 * 5 * 8
+    assert found.floor_bytes == (16 * elements + elements / 4 if act == "lrelu" else 20 * elements)
 
 
 def test_vector_quantize_check_finds_each_fault():

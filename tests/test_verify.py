@@ -13,6 +13,7 @@ import torch
 
 from genfast import _dispatch, _ledger, ops
 from genfast.launch import bernoulli_sample as bernoulli_launch
+from genfast.launch import bias_act as bias_act_launch
 from genfast.launch import gan_loss as gan_loss_launch
 from genfast.launch import iwae_bound as iwae_launch
 from genfast.launch import log_likelihood as likelihood_launch
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ATTENTION = ("attention_forward", "attention_backward", "attention_tangent", "attention_second")
 RBM = ("rbm_half_step", "rbm_gibbs", "rbm_cd", "rbm_free_energy")
 VAE = ("reparameterize", "log_likelihood", "log_ratio", "iwae_bound", "vector_quantize")
-GAN = ("gan_loss", "upfirdn2d")
+GAN = ("bias_act", "gan_loss", "upfirdn2d")
 NORMS = ("spectral_normalize", "minibatch_stddev", "adain")
 STEMS = (*VAE, "bernoulli_sample", *RBM, "rotary", *ATTENTION, *GAN, *NORMS)
 CHECKS = {f"{op}-{check.name}": check for op in STEMS for check in checks_of(f"cpp/{op}") if not check.gpu_only}
@@ -251,6 +252,37 @@ def test_wrong_filtering_is_found(monkeypatch):
     assert mistaken(lambda *args: (*args[:8], args[8] + 1, *args[9:])) == list(names)  # a pixel to the side
     assert mistaken(lambda *args: (*args[:9], args[9] - 1, *args[10:])) == list(names)  # and upwards
     assert mistaken(lambda *args: (*args[:11], 1.0)) == ["forward", "channels last", "gradients", "second order", "jvp"]
+
+
+def test_wrong_activations_are_found(monkeypatch):
+    module = importlib.import_module("genfast.ops.bias_act")
+    names = [f"bias_act-{name}" for name in ("forward", "activations", "gradients", "second order", "layouts", "jvp")]
+
+    def mistaken(op, launcher, wrong):
+        with monkeypatch.context() as patch:
+            _broken(patch, op, bias_act_launch, launcher, wrong)
+            return [name.removeprefix("bias_act-") for name in _fails(*names)]
+
+    def unscaled(right, *args):  # gain forgotten in the second derivative
+        return right(*args[:9], 1.0, *args[10:])
+
+    def unclamped(right, dy, x, *rest):  # clamp forgotten where the gradient comes from x
+        return right(dy, x, *rest[:7], rest[7] if x is None else None, *rest[8:])
+
+    def other_channel(right, *args):  # the sums of the neighbour
+        dx, db = right(*args)
+        return dx, None if db is None else db.roll(1)
+
+    def other_side(right, *args):  # the slope at zero and all others from the right
+        y, bits = right(*args)
+        return y, None if bits is None else ~bits
+
+    assert mistaken(module._second_op, "cpp_second", unscaled) == ["second order"]
+    assert mistaken(module._gradient_op, "cpp_gradient", unclamped) == ["gradients"]
+    assert mistaken(module._gradient_op, "cpp_gradient", other_channel) == ["gradients"]
+    assert mistaken(module._forward_op, "cpp_forward", other_side) == [
+        "activations", "gradients", "second order", "layouts",
+    ]  # fmt: skip
 
 
 def test_wrong_codes_are_found(monkeypatch):

@@ -36,6 +36,10 @@ def _sums(x: Tensor, dim: int, wanted: bool) -> Tensor | None:
     return x.new_empty(x.shape[dim] if x.dim() else 1, dtype=wide(x.dtype)) if wanted else None
 
 
+def _no_sums(x: Tensor, dim: int) -> Tensor:
+    return x.new_zeros(x.shape[dim] if x.dim() else 1, dtype=wide(x.dtype))
+
+
 def _run(x, b, dy, v, v_b, out, to_x, sums, bits, order, dim, act, alpha, gain, clamp, number):  # type: ignore[no-untyped-def]
     """Calls the C++ kernel of derivative ``number``; the tensors are dense in memory order."""
     like = dy if x is None else x
@@ -108,7 +112,7 @@ def triton_gradient(dy, x, b, bits, order, dim, act, alpha, gain, clamp, want_dx
     dy, x = _dense(dy, order), _dense(x, order)
     dx = like_order(dy, order) if want_dx else None
     if dy.numel() == 0:
-        return dx, _sums(dy, dim, want_db).zero_() if want_db else None
+        return dx, _no_sums(dy, dim) if want_db else None
     b = _values(b, dy)
     with device_guard(dy):
         db = _kernels().gradient(
@@ -123,7 +127,7 @@ def triton_second(x, b, dy, v, v_b, order, dim, act, alpha, gain, clamp, want_dy
     to_dy = like_order(x, order) if want_dy else None
     to_x = like_order(x, order) if want_dx else None
     if x.numel() == 0:
-        return to_dy, to_x, _sums(x, dim, want_db).zero_() if want_db else None
+        return to_dy, to_x, _no_sums(x, dim) if want_db else None
     b, v_b = _values(b, x), _values(v_b, x)
     with device_guard(x):
         to_b = _kernels().second(

@@ -73,6 +73,11 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
+def _slopes(x, b, order, dim, act, alpha, gain, clamp):  # type: ignore[no-untyped-def]
+    """The whole's derivatives 1 to 3 by x, in plain PyTorch."""
+    return tuple(slope(x, b, dim, act, alpha, gain, clamp, n) for n in (1, 2, 3))
+
+
 class _BiasAct(Formula):
     """y. Keeps x where the gradient needs it; else, in the lean path, bits of the same pass."""
 
@@ -172,12 +177,12 @@ class _Second(Formula):
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         x, b, dy, v, v_b = ctx.saved_tensors
-        _, dim, *rest = ctx.options
+        dim = ctx.options[1]
         a, c, e = _spread(grads, ctx.wants)
         if a is None and c is None and e is None:
             return (None,) * 14
         zero = torch.zeros((), dtype=wide(x.dtype), device=x.device)
-        first, second, third = (slope(x, b, dim, *rest, n) for n in (1, 2, 3))
+        first, second, third = _slopes(x, b, *ctx.options)
         w, u = _sum_of(v, v_b, x, dim), _sum_of(c, e, x, dim)
         a = zero if a is None else a.to(wide(x.dtype))
         dy = dy.to(wide(x.dtype))
@@ -195,8 +200,8 @@ class _Second(Formula):
     @staticmethod
     def jvp(ctx, x_tangent, b_tangent, dy_tangent, v_tangent, v_b_tangent, *_):  # type: ignore[no-untyped-def]
         x, b, dy, v, v_b = ctx.saved_tensors
-        _, dim, *rest = ctx.options
-        first, second, third = (slope(x, b, dim, *rest, n) for n in (1, 2, 3))
+        dim = ctx.options[1]
+        first, second, third = _slopes(x, b, *ctx.options)
         z_tangent, w = _sum_of(x_tangent, b_tangent, x, dim), _sum_of(v, v_b, x, dim)
         w_tangent = _sum_of(v_tangent, v_b_tangent, x, dim)
         dy_tangent = torch.zeros_like(w) if dy_tangent is None else dy_tangent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_bias_act import assert_close, drawn, theirs
+from bias_act_cases import assert_close, drawn, theirs
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jvp, vmap
 from torch.library import opcheck
