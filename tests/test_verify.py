@@ -12,15 +12,12 @@ import pytest
 import torch
 
 from genfast import _dispatch, _ledger, ops
-from genfast.launch import adain as adain_launch
 from genfast.launch import bernoulli_sample as bernoulli_launch
 from genfast.launch import iwae_bound as iwae_launch
 from genfast.launch import log_likelihood as likelihood_launch
 from genfast.launch import log_ratio as log_ratio_launch
-from genfast.launch import minibatch_stddev as stddev_launch
 from genfast.launch import reparameterize as reparameterize_launch
 from genfast.launch import rotary as rotary_launch
-from genfast.launch import spectral_normalize as spectral_launch
 from genfast.launch import vector_quantize as vector_quantize_launch
 from genfast.verify import CheckError, Context, Record, _protocol, _sanitize, checks_of, main, run_check
 
@@ -226,61 +223,6 @@ def test_wrong_rotations_are_found(monkeypatch):
         f"rotary-{name}" for name in ("forward", "positions", "gradients", "second order", "jvp")
     ]
     assert mistaken(offset) == ["rotary-forward", "rotary-positions", "rotary-gradients", "rotary-second order"]
-
-
-@pytest.mark.parametrize(
-    ("op", "launcher", "change", "names"),
-    [
-        (
-            "_op",
-            "cpp",
-            lambda right, *args: right(*args[:4], 2 * args[4], args[5]),
-            {"forward", "small", "layouts", "gradients"},
-        ),
-        ("_op", "cpp", lambda right, *args: right(*args[:5], 1e-12), {"small"}),
-        ("_backward_op", "cpp_backward", lambda right, *args: right(*args[:5], None, args[6]), {"gradients"}),
-    ],
-)
-def test_wrong_spectral_norms_are_found(monkeypatch, op, launcher, change, names):
-    _broken(monkeypatch, getattr(_module("spectral_normalize"), op), spectral_launch, launcher, change)
-    tried = ("forward", "small", "gradients", "second order", "jvp", "layouts")
-    assert set(_fails(*(f"spectral_normalize-{n}" for n in tried))) == {f"spectral_normalize-{n}" for n in names}
-
-
-@pytest.mark.parametrize(
-    ("op", "launcher", "change", "names"),
-    [
-        ("_op", "cpp", lambda right, x, *rest: right(x.flip(1), *rest), {"forward", "jvp", "layouts"}),
-        ("_op", "cpp", lambda right, x, size, features, eps: right(x, 1, features, eps),
-         {"forward", "large means", "layouts"}),
-        ("_backward_op", "cpp_backward", lambda right, dout, x, *rest: right(dout, x + 1, *rest), set()),
-        ("_backward_op", "cpp_backward", lambda right, dout, x, *rest: right(2 * dout, x, *rest) / 2, set()),
-        ("_backward_op", "cpp_backward", lambda right, dout, x, *rest: right(dout, 2 * x, *rest), set()),
-        ("_backward_op", "cpp_backward", lambda right, dout, x, *rest: right(dout, -x, *rest), {"gradients"}),
-    ],
-)  # fmt: skip
-def test_wrong_deviations_are_found(monkeypatch, op, launcher, change, names):
-    """Some changes are none: the gradient does not depend on a shift or the scale of x, and is linear in dout."""
-    _broken(monkeypatch, getattr(_module("minibatch_stddev"), op), stddev_launch, launcher, change)
-    found = set(_fails(*(f"minibatch_stddev-{n}" for n in ("forward", "large means", "gradients", "layouts"))))
-    assert found == {f"minibatch_stddev-{n}" for n in names if n != "jvp"}
-
-
-@pytest.mark.parametrize(
-    ("op", "launcher", "change", "names"),
-    [
-        ("_op", "cpp", lambda right, x, scale, shift, eps: right(x, shift, scale, eps), {"forward", "affine"}),
-        ("_op", "cpp", lambda right, x, *rest: right(x * 1.001, *rest[:2], 1e-2), {"forward", "affine", "large means",
-                                                                                "layouts"}),
-        ("_backward_op", "cpp_backward", lambda right, *args: (right(*args)[0], *right(*args)[:0:-1]), {"gradients"}),
-        ("_backward_op", "cpp_backward", lambda right, dout, x, scale, *rest: right(dout, x, None, *rest),
-         {"gradients"}),
-    ],
-)  # fmt: skip
-def test_wrong_instance_norms_are_found(monkeypatch, op, launcher, change, names):
-    _broken(monkeypatch, getattr(_module("adain"), op), adain_launch, launcher, change)
-    found = set(_fails(*(f"adain-{n}" for n in ("forward", "affine", "large means", "layouts", "gradients"))))
-    assert {f"adain-{n}" for n in names} <= found
 
 
 def test_wrong_codes_are_found(monkeypatch):
