@@ -12,14 +12,17 @@ import torch
 import genfast
 from genfast.benchmarks import harness, report
 from genfast.benchmarks.ops import (
+    adain,
     bernoulli_sample,
     bias_act,
     gemm,
+    minibatch_stddev,
     rbm_ais,
     rbm_cd,
     reparameterize_kl,
     rotary,
     upfirdn2d,
+    spectral_normalize,
     vector_quantize,
 )
 
@@ -152,6 +155,23 @@ def test_upfirdn2d_check_finds_each_fault(up, down):
     for taps, dtype in ((4, torch.float32), (12, torch.bfloat16)):
         settings = harness.Settings(compiled=False)
         found = upfirdn2d._case((2, 3, 8, 10), dtype, True, settings, up=up, down=down, taps=taps)
+
+
+def test_spectral_normalize_check_finds_each_fault():
+    found = spectral_normalize._case(((6, 9), (4, 5)), True, harness.Settings(compiled=False))
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    out = found.contenders["genfast"](*inputs)
+    assert "the result of layer 1 is off" in found.check(inputs, [out[0], out[1] * 1.001, *out[2:]])
+    assert "the gradient of layer 0 is off" in found.check(inputs, [*out[:2], -out[2], out[3]])
+    assert "shape" in found.check(inputs, [out[0][:1], *out[1:]])
+    assert found.floor_bytes == 7 * 4 * (54 + 20)
+
+
+def test_minibatch_stddev_check_finds_each_fault():
+    for dtype in (torch.float32, torch.bfloat16):
+        found = minibatch_stddev._case((8, 6, 4, 3), dtype, True, harness.Settings(compiled=False))
         inputs = found.inputs()
         for name, contender in found.contenders.items():
             assert found.check(inputs, contender(*inputs)) is None, name
@@ -175,6 +195,24 @@ def test_bias_act_check_finds_each_fault(act):
     assert "shape" in found.check(inputs, (y[:1], dx, db))
     elements = 2 * 3 * 5 * 8
     assert found.floor_bytes == (16 * elements + elements / 4 if act == "lrelu" else 20 * elements)
+        other = genfast.ops.minibatch_stddev(inputs[0], group_size=2)
+        assert "out is off" in found.check(inputs, (other, dx))
+        assert "gradient is off" in found.check(inputs, (out, inputs[1][:, :6] * 2))
+        assert "shape" in found.check(inputs, (out[:, :6], dx))
+        assert found.floor_bytes == (5 * 576 + 2 * 96) * dtype.itemsize
+
+
+def test_adain_check_finds_each_fault():
+    found = adain._case((2, 3, 5, 4), True, harness.Settings(compiled=False))
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    out, dx, dmean, dstd = found.contenders["genfast"](*inputs)
+    assert "out is off" in found.check(inputs, (out * 1.001, dx, dmean, dstd))
+    assert "gradient of x is off" in found.check(inputs, (out, -dx, dmean, dstd))
+    assert "gradient of the mean is off" in found.check(inputs, (out, dx, dstd, dmean))
+    assert "gradient of std is off" in found.check(inputs, (out, dx, dmean, dmean))
+    assert found.floor_bytes == 20 * 120
 
 
 def test_vector_quantize_check_finds_each_fault():

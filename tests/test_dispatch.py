@@ -168,7 +168,7 @@ def test_explain_runs_no_kernel_and_leaves_no_trace(monkeypatch):
 
 
 def test_explain_refuses_what_it_cannot_explain():
-    with pytest.raises(ValueError, match=r"unknown op 'attend': genfast\.ops has ais_schedule, attention"):
+    with pytest.raises(ValueError, match=r"unknown op 'attend': genfast\.ops has .*ais_schedule, attention"):
         genfast.explain("attend", MU)
     with pytest.raises(ValueError, match="calls no genfast op"):
         genfast.explain(torch.add, MU, MU)
