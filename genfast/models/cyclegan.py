@@ -44,6 +44,7 @@ class CycleGANGenerator(nn.Module):
     super-resolution", ECCV 2016.
 
     Examples:
+        >>> import torch
         >>> CycleGANGenerator(width=4, blocks=1)(torch.zeros(1, 3, 16, 16)).shape
         torch.Size([1, 3, 16, 16])
     """
@@ -90,6 +91,7 @@ class PatchDiscriminator(nn.Module):
     Source: Isola, Zhu, Zhou and Efros, "Image-to-image translation with conditional adversarial networks", CVPR 2017.
 
     Examples:
+        >>> import torch
         >>> PatchDiscriminator(width=4)(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 1, 6, 6])
     """

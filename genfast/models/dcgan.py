@@ -38,6 +38,7 @@ class DCGANGenerator(nn.Module):
         ValueError: for a shape that cannot be halved that often.
 
     Examples:
+        >>> import torch
         >>> DCGANGenerator((1, 28, 28), [8, 16], latent=4)(torch.zeros(2, 4)).shape
         torch.Size([2, 1, 28, 28])
     """
@@ -78,6 +79,7 @@ class DCGANDiscriminator(nn.Module):
         ValueError: for a shape that cannot be halved that often.
 
     Examples:
+        >>> import torch
         >>> DCGANDiscriminator((1, 28, 28), [8, 16])(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2])
     """
@@ -123,6 +125,7 @@ class DCGAN(GAN):
     adversarial networks", ICLR 2016.
 
     Examples:
+        >>> import torch
         >>> DCGAN((3, 32, 32), channels=[8, 16, 32], latent=4).sample(2, seed=0).shape
         torch.Size([2, 3, 32, 32])
     """

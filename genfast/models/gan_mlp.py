@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,15 +149,16 @@ class JudgedRows:
     """
 
     def __init__(self, layers: nn.Sequential, x: Tensor) -> None:
-        *hidden, last = layers
-        self.weights: list[Tensor] = [layer.weight.detach() for layer in hidden]  # type: ignore[misc]
-        self.last: Tensor = last.weight.detach()  # type: ignore[assignment]
+        parts: list[Any] = list(layers)
+        *hidden, last = parts
+        self.weights: list[Tensor] = [layer.weight.detach() for layer in hidden]
+        self.last: Tensor = last.weight.detach()
         self.before: list[Tensor] = []
         self.inputs = [x]
         for layer, weight in zip(hidden, self.weights, strict=True):
-            self.before.append(torch.addmm(layer.bias.detach(), self.inputs[-1], weight.T))  # type: ignore[arg-type]
+            self.before.append(torch.addmm(layer.bias.detach(), self.inputs[-1], weight.T))
             self.inputs.append(functional.leaky_relu(self.before[-1], SLOPE))
-        bias: Tensor = last.bias.detach()  # type: ignore[assignment]
+        bias: Tensor = last.bias.detach()
         self.logits = torch.addmv(bias.expand(len(x)), self.inputs[-1], self.last[0])
         self.slopes: list[Tensor] = []
 

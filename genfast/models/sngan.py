@@ -76,6 +76,7 @@ class SNGANGenerator(nn.Module):
         ValueError: for a shape that cannot be halved that often.
 
     Examples:
+        >>> import torch
         >>> SNGANGenerator((3, 8, 8), [8], latent=4)(torch.zeros(2, 4)).shape
         torch.Size([2, 3, 8, 8])
     """
@@ -122,6 +123,7 @@ class SNGANDiscriminator(nn.Module):
         ValueError: for a shape that cannot be halved that often.
 
     Examples:
+        >>> import torch
         >>> SNGANDiscriminator((3, 8, 8), [8])(torch.zeros(2, 3, 8, 8)).shape
         torch.Size([2])
     """
@@ -175,6 +177,7 @@ class SNGAN(GAN):
     "cGANs with projection discriminator", ICLR 2018.
 
     Examples:
+        >>> import torch
         >>> gan = SNGAN((3, 8, 8), channels=[8], latent=4, classes=10)
         >>> gan.sample(2, seed=0, labels=torch.tensor([3, 7])).shape
         torch.Size([2, 3, 8, 8])
