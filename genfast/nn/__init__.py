@@ -1,6 +1,7 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
 from genfast.nn import functional
+from genfast.nn.ada import ADA, ada_augment
 from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
@@ -48,6 +49,7 @@ from genfast.nn.vae import ELBO, GaussianKL, Reparameterize
 from genfast.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "ADA",
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
@@ -79,6 +81,7 @@ __all__ = [
     "TransformerEncoderLayer",
     "VectorQuantizer",
     "YarnScaling",
+    "ada_augment",
     "alibi_slopes",
     "consistency_penalty",
     "functional",
