@@ -192,10 +192,10 @@ def ada_augment(
 class ADA(nn.Module):
     """Augmentation whose probability p adapts to the discriminator's overfitting.
 
-    ``update`` takes the discriminator's logits of real training images. Every ``interval`` calls, r = E sign(D(real)) is
-    compared with the target: p moves up where r is above it (overfitting), else down, by such a step that it goes from
-    0 to 1 over ``images`` images. p, the counts and the sums are buffers, in the ``state_dict``; nothing waits for the
-    device.
+    ``update`` takes the discriminator's logits of real training images. Every ``interval`` calls, r = E sign(D(real))
+    is compared with the target: p moves up where r is above it (overfitting), else down, by such a step that it goes
+    from 0 to 1 over ``images`` images. p, the counts and the sums are buffers, in the ``state_dict``; nothing waits for
+    the device.
 
     Under data parallelism give ``update`` the logits of all processes, so that p is the same on each.
 
