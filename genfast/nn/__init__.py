@@ -1,6 +1,7 @@
 """Layers: ``torch.nn.Module``s over ``genfast.ops``."""
 
 from genfast.nn import functional, utils
+from genfast.nn.ada import ADA, ada_augment
 from genfast.nn.adain import AdaIN, InstanceNorm2d
 from genfast.nn.attention import MultiheadAttention
 from genfast.nn.bias_act import BiasAct
@@ -54,6 +55,7 @@ from genfast.nn.vector_quantizer import VectorQuantizer
 __all__ = [
     "BiasAct",
     "AdaIN",
+    "ADA",
     "ClassificationRBM",
     "ConditionalRBM",
     "ConvRBM",
@@ -90,6 +92,7 @@ __all__ = [
     "Upsample2d",
     "VectorQuantizer",
     "YarnScaling",
+    "ada_augment",
     "alibi_slopes",
     "consistency_penalty",
     "functional",

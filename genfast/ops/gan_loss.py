@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from genfast._checks import check_float_tensor, shape_of, wide
-from genfast._op import Backend, Formula, Op, differentiable
+from genfast._op import Backend, Formula, Op, _is_legacy_batched, differentiable
 from genfast.launch import gan_loss as native
 from genfast.ops._gan_loss_reference import KINDS, PAIRED, SIDES, form_of, reference, reference_gradients
 
@@ -56,6 +56,24 @@ _op = Op(
 # ---- derivative rules ----
 
 
+def _is_last_and_one(cotangent: Tensor) -> bool:
+    """Whether the cotangent is 1, and nobody can need what the forward pass kept again."""
+    return (
+        type(cotangent) is Tensor
+        and cotangent.is_cpu  # a GPU would have to be waited for
+        and not torch.compiler.is_compiling()
+        and not _is_legacy_batched(cotangent)
+        and not torch._C._autograd._get_current_graph_task_keep_graph()
+        and not torch._C._len_torch_dispatch_stack()
+        and cotangent.item() == 1.0
+    )
+
+
+def _product(gradient: Any, cotangent: Tensor | None, dtype: torch.dtype) -> Tensor:
+    product = gradient if cotangent is None else gradient * cotangent
+    return product if product.dtype == dtype else product.to(dtype)
+
+
 class _GanLoss(Formula):
     """The loss. In the lean path the kernel writes the gradients with it."""
 
@@ -81,9 +99,11 @@ class _GanLoss(Formula):
         real, fake, *kept = ctx.saved_tensors
         if not kept or torch.is_grad_enabled():
             kept = reference_gradients(real, fake, ctx.kind, ctx.side)
+        elif _is_last_and_one(cotangent):  # a loss by itself: what the forward pass wrote is the gradient
+            cotangent = None
         by_real, by_fake = ctx.needs_input_grad[:2]
-        to_real = (kept[0] * cotangent).to(real.dtype) if by_real else None
-        return to_real, (kept[1] * cotangent).to(fake.dtype) if by_fake else None, None, None
+        to_real = _product(kept[0], cotangent, real.dtype) if by_real else None
+        return to_real, _product(kept[1], cotangent, fake.dtype) if by_fake else None, None, None
 
     @staticmethod
     def jvp(ctx, real_tangent, fake_tangent, *_):  # type: ignore[no-untyped-def]

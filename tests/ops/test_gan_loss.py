@@ -175,6 +175,21 @@ def test_the_graph_may_be_used_twice():
     torch.testing.assert_close(second, tuple(2 * g for g in first))
 
 
+def test_gradients_are_nobody_elses_memory():
+    """With a cotangent of 1 the forward pass's gradients are handed out as they are, unless the graph is kept."""
+    real, fake = leaves(*logits("hinge", "discriminator", 5))
+    loss = ops.gan_loss(real, fake, "least_squares", "discriminator")
+    first = gradients(loss, (real, fake), retain_graph=True)
+    want = [g.clone() for g in first]
+    for g in first:
+        g.zero_()
+    second = gradients(loss, (real, fake))
+    torch.testing.assert_close(list(second), want)
+    for _ in range(2):  # accumulation
+        ops.gan_loss(real, fake, "least_squares", "discriminator").backward()
+    torch.testing.assert_close([real.grad, fake.grad], [2 * g for g in want])
+
+
 def test_transforms():
     real, fake = logits("relativistic", "discriminator", 4, 3)
     for kind in KINDS:
