@@ -16,7 +16,7 @@ __all__ = ["app"]
 BENCHMARKS = (
     "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "vae_step", "bernoulli_sample", "rotary", "attention",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
-    "upfirdn2d", "overhead",
+    "upfirdn2d", "filtered_lrelu", "overhead",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."

@@ -13,6 +13,7 @@ import genfast
 from genfast.benchmarks import harness, report
 from genfast.benchmarks.ops import (
     bernoulli_sample,
+    filtered_lrelu,
     gemm,
     rbm_ais,
     rbm_cd,
@@ -159,6 +160,20 @@ def test_upfirdn2d_check_finds_each_fault(up, down):
         assert "gradient is off" in found.check(inputs, (out, dx.roll(1, 2)))
         assert "shape" in found.check(inputs, (out[:1], dx))
         assert found.floor_bytes == 2 * (inputs[0].numel() + out.numel()) * dtype.itemsize
+
+
+@pytest.mark.parametrize("taps", [4, 12])
+def test_filtered_lrelu_check_finds_each_fault(taps):
+    settings = harness.Settings(compiled=False)
+    found = filtered_lrelu._case((2, 3, 8, 8), torch.float32, True, settings, taps=taps)
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    out, dx, db = found.contenders["genfast"](*inputs)
+    assert "out is off" in found.check(inputs, (out.roll(1, 3), dx, db))
+    assert "gradient of x is off" in found.check(inputs, (out, dx.roll(1, 2), db))
+    assert "gradient of b is off" in found.check(inputs, (out, dx, db * 1.001))
+    assert "shape" in found.check(inputs, (out[:1], dx, db))
 
 
 def test_vector_quantize_check_finds_each_fault():

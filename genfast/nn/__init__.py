@@ -5,6 +5,7 @@ from genfast.nn.attention import MultiheadAttention
 from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
+from genfast.nn.filtered_lrelu import FilteredLReLU
 from genfast.nn.positions import (
     LearnedPositionalEncoding,
     RelativePositionBias,
@@ -41,6 +42,7 @@ __all__ = [
     "Downsample2d",
     "DynamicNTKScaling",
     "ELBO",
+    "FilteredLReLU",
     "GaussianKL",
     "LearnedPositionalEncoding",
     "LinearScaling",

@@ -6,6 +6,7 @@ from genfast.ops.attention_jvp import attention_jvp
 from genfast.ops.attention_varlen import attention_varlen
 from genfast.ops.bernoulli_sample import bernoulli_sample
 from genfast.ops.elbo import ELBOTerms, elbo
+from genfast.ops.filtered_lrelu import filtered_lrelu
 from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
 from genfast.ops.log_likelihood import log_likelihood
 from genfast.ops.log_ratio import reparameterize_log_ratio
@@ -58,6 +59,7 @@ __all__ = [
     "code_usage",
     "downsample2d",
     "elbo",
+    "filtered_lrelu",
     "gaussian_kl",
     "importance_log_likelihood",
     "iwae_bound",
