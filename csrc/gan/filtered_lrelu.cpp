@@ -60,7 +60,7 @@ void run(const FilteredLrelu& a, Piece<A> piece, int threads) {
   plan.middle = (a.mid_width + 64) / 16 * 16;
   plan.row = (width + 32) / 16 * 16;
   const int64_t ring = plan.out_y.phases[0].count;
-  plan.buffer = plan.in_x.buffer() + plan.gate_x.buffer() + plan.out_x.buffer() + 2 * plan.middle + ring * plan.row;
+  plan.buffer = plan.in_x.buffer + plan.gate_x.buffer + plan.out_x.buffer + 2 * plan.middle + ring * plan.row;
   const int64_t floats = plan.buffer * static_cast<int64_t>(sizeof(A) / sizeof(float));
   const int64_t items = planes * plan.bands;
   const int64_t workers = planes * a.mid_height * a.mid_width < 16384 ? 1 : threads < items ? threads : items;

@@ -115,9 +115,9 @@ void items(const FilteredLrelu& args, const FilteredLreluPlan<A>& plan, const Fi
   const bool turned = args.mode == FilteredLrelu::kTranspose, gated = args.mode != FilteredLrelu::kForward;
   const Activation<A> act(args);
   A* const in_buffer = static_cast<A*>(piece.buffer);
-  A* const gate_buffer = in_buffer + plan.in_x.buffer();
-  A* const out_buffer = gate_buffer + plan.gate_x.buffer();
-  A* const middle = out_buffer + plan.out_x.buffer();
+  A* const gate_buffer = in_buffer + plan.in_x.buffer;
+  A* const out_buffer = gate_buffer + plan.gate_x.buffer;
+  A* const middle = out_buffer + plan.out_x.buffer;
   A* const gates = middle + plan.middle;
   A* const ring = gates + plan.middle;
   fill_zero(in_buffer, plan.buffer);
