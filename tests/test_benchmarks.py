@@ -15,14 +15,15 @@ from genfast.benchmarks.ops import (
     adain,
     bernoulli_sample,
     bias_act,
+    filtered_lrelu,
     gemm,
     minibatch_stddev,
     rbm_ais,
     rbm_cd,
     reparameterize_kl,
     rotary,
-    upfirdn2d,
     spectral_normalize,
+    upfirdn2d,
     vector_quantize,
 )
 
@@ -155,6 +156,14 @@ def test_upfirdn2d_check_finds_each_fault(up, down):
     for taps, dtype in ((4, torch.float32), (12, torch.bfloat16)):
         settings = harness.Settings(compiled=False)
         found = upfirdn2d._case((2, 3, 8, 10), dtype, True, settings, up=up, down=down, taps=taps)
+        inputs = found.inputs()
+        for name, contender in found.contenders.items():
+            assert found.check(inputs, contender(*inputs)) is None, name
+        out, dx = found.contenders["genfast"](*inputs)
+        assert "out is off" in found.check(inputs, (out.roll(1, 3), dx))
+        assert "gradient is off" in found.check(inputs, (out, dx.roll(1, 2)))
+        assert "shape" in found.check(inputs, (out[:1], dx))
+        assert found.floor_bytes == 2 * (inputs[0].numel() + out.numel()) * dtype.itemsize
 
 
 def test_spectral_normalize_check_finds_each_fault():
@@ -176,25 +185,6 @@ def test_minibatch_stddev_check_finds_each_fault():
         for name, contender in found.contenders.items():
             assert found.check(inputs, contender(*inputs)) is None, name
         out, dx = found.contenders["genfast"](*inputs)
-        assert "out is off" in found.check(inputs, (out.roll(1, 3), dx))
-        assert "gradient is off" in found.check(inputs, (out, dx.roll(1, 2)))
-        assert "shape" in found.check(inputs, (out[:1], dx))
-        assert found.floor_bytes == 2 * (inputs[0].numel() + out.numel()) * dtype.itemsize
-
-
-@pytest.mark.parametrize("act", ["lrelu", "gelu"])
-def test_bias_act_check_finds_each_fault(act):
-    found = bias_act._case((2, 3, 5, 8), torch.float32, True, harness.Settings(compiled=False), act)
-    inputs = found.inputs()
-    for name, contender in found.contenders.items():
-        assert found.check(inputs, contender(*inputs)) is None, name
-    y, dx, db = found.contenders["genfast"](*inputs)
-    assert "y is off" in found.check(inputs, (y * 1.001, dx, db))
-    assert "gradient of x is off" in found.check(inputs, (y, y, db))
-    assert "gradient of b is off" in found.check(inputs, (y, dx, db.flip(0)))
-    assert "shape" in found.check(inputs, (y[:1], dx, db))
-    elements = 2 * 3 * 5 * 8
-    assert found.floor_bytes == (16 * elements + elements / 4 if act == "lrelu" else 20 * elements)
         other = genfast.ops.minibatch_stddev(inputs[0], group_size=2)
         assert "out is off" in found.check(inputs, (other, dx))
         assert "gradient is off" in found.check(inputs, (out, inputs[1][:, :6] * 2))
@@ -213,6 +203,35 @@ def test_adain_check_finds_each_fault():
     assert "gradient of the mean is off" in found.check(inputs, (out, dx, dstd, dmean))
     assert "gradient of std is off" in found.check(inputs, (out, dx, dmean, dmean))
     assert found.floor_bytes == 20 * 120
+
+
+@pytest.mark.parametrize("act", ["lrelu", "gelu"])
+def test_bias_act_check_finds_each_fault(act):
+    found = bias_act._case((2, 3, 5, 8), torch.float32, True, harness.Settings(compiled=False), act)
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    y, dx, db = found.contenders["genfast"](*inputs)
+    assert "y is off" in found.check(inputs, (y * 1.001, dx, db))
+    assert "gradient of x is off" in found.check(inputs, (y, y, db))
+    assert "gradient of b is off" in found.check(inputs, (y, dx, db.flip(0)))
+    assert "shape" in found.check(inputs, (y[:1], dx, db))
+    elements = 2 * 3 * 5 * 8
+    assert found.floor_bytes == (16 * elements + elements / 4 if act == "lrelu" else 20 * elements)
+
+
+@pytest.mark.parametrize("taps", [4, 12])
+def test_filtered_lrelu_check_finds_each_fault(taps):
+    settings = harness.Settings(compiled=False)
+    found = filtered_lrelu._case((2, 3, 8, 8), torch.float32, True, settings, taps=taps)
+    inputs = found.inputs()
+    for name, contender in found.contenders.items():
+        assert found.check(inputs, contender(*inputs)) is None, name
+    out, dx, db = found.contenders["genfast"](*inputs)
+    assert "out is off" in found.check(inputs, (out.roll(1, 3), dx, db))
+    assert "gradient of x is off" in found.check(inputs, (out, dx.roll(1, 2), db))
+    assert "gradient of b is off" in found.check(inputs, (out, dx, db * 1.001))
+    assert "shape" in found.check(inputs, (out[:1], dx, db))
 
 
 def test_vector_quantize_check_finds_each_fault():

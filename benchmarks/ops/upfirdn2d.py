@@ -52,8 +52,10 @@ def grouped(up: int, down: int, padding: tuple[int, int]) -> Callable[[Tensor, T
         if up == 1:
             return conv2d(pad(x, padding * 2), weight.flip((2, 3)), stride=down, groups=channels)
         whole = conv_transpose2d(x, weight, stride=up, groups=channels)
-        first = taps - 1 - padding[0]
-        return whole[:, :, first : first + up * x.shape[2], first : first + up * x.shape[3]]
+        before, after = padding[0] + 1 - taps, padding[1] + up - taps  # of a size up (H - 1) + taps
+        if before <= 0 and after <= 0:
+            return whole[:, :, -before : whole.shape[2] + after, -before : whole.shape[3] + after]
+        return pad(whole, (before, after, before, after))
 
     return call
 

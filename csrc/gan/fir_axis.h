@@ -28,9 +28,8 @@ struct FirAxis {
   int64_t low, reach;       // inputs D (q + low) ... D (q + low + reach) - 1 are all that q needs
   int64_t taps;             // of every phase, 0 where they differ
   int64_t tile, pitch;      // q's of a tile
+  int64_t buffer;           // elements: D pitch
   const FirPhase<A>* phases;
-
-  int64_t buffer() const { return down * pitch; }
 };
 
 }  // namespace genfast

@@ -48,6 +48,7 @@ class FirPlan {
     axis_.tile = (tile / wide + kLanes) / kLanes * kLanes;
     if (axis_.tile > axis_.groups) axis_.tile = (axis_.groups + kLanes - 1) / kLanes * kLanes;
     axis_.pitch = (axis_.tile + axis_.reach + 4 * kLanes) / kLanes * kLanes;
+    axis_.buffer = axis_.down * axis_.pitch;
     offsets_.resize(weights_.size());
     for (std::size_t r = 0; r < phases_.size(); ++r) {
       phases_[r].weights = weights_.data() + starts[r];

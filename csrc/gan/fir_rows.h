@@ -95,34 +95,30 @@ GENFAST_INLINE typename Lanes<T>::V weighted(const T* p, int64_t stride, const t
   return total;
 }
 
-// x: `count` elements of `rows` > 0 rows; element 0 goes to place `at` >= 0 of the buffer (place = down index + phase).
+// Elements 0 ... count - 1 go to places at, at + 1, ... of the buffer (place = down index + phase), at >= 0; value(i,
+// left) gives a vector of them from i on, of which `left` are there: the others, and those of left <= 0, must be zero.
 // Up to 2 vectors of zeros follow the last element, which the pitch has room for.
-template <int kRows, typename T, typename A>
-GENFAST_INLINE void combine_rows(const T* x, int64_t stride, const A* weights, int64_t rows, int64_t count, int64_t at,
-                                 const FirAxis<A>& axis, A* buffer) {
-  using V = typename Lanes<T>::V;
-  constexpr int kCount = Lanes<T>::kCount;
-  V w[kRows == 0 ? 1 : kRows];
-  for (int j = 0; j < kRows; ++j) w[j] = broadcast(weights[j]);
+template <typename A, typename Value>
+GENFAST_INLINE void place(const Value& value, int64_t count, int64_t at, const FirAxis<A>& axis, A* buffer) {
+  using V = typename Lanes<A>::V;
+  constexpr int kCount = Lanes<A>::kCount;
   if (axis.down == 1) {
     A* const to = buffer + at;
     int64_t i = 0;
-    for (; i + kCount <= count; i += kCount) store(to + i, weighted<kRows>(x + i, stride, w, weights, rows, kCount));
-    if (i < count) store(to + i, weighted<kRows>(x + i, stride, w, weights, rows, count - i));
+    for (; i + kCount <= count; i += kCount) store(to + i, value(i, kCount));
+    if (i < count) store(to + i, value(i, count - i));
   } else if (axis.down == 2) {
     A* const even_to = buffer + at % 2 * axis.pitch + at / 2;
     A* const odd_to = buffer + (at + 1) % 2 * axis.pitch + (at + 1) / 2;
     V even, odd;
     int64_t i = 0;
     for (; i + 2 * kCount <= count; i += 2 * kCount) {
-      unzip(weighted<kRows>(x + i, stride, w, weights, rows, kCount),
-            weighted<kRows>(x + i + kCount, stride, w, weights, rows, kCount), &even, &odd);
+      unzip(value(i, kCount), value(i + kCount, kCount), &even, &odd);
       store(even_to + i / 2, even);
       store(odd_to + i / 2, odd);
     }
     if (i < count) {
-      unzip(weighted<kRows>(x + i, stride, w, weights, rows, count - i),
-            weighted<kRows>(x + i + kCount, stride, w, weights, rows, count - i - kCount), &even, &odd);
+      unzip(value(i, count - i), value(i + kCount, count - i - kCount), &even, &odd);
       store(even_to + i / 2, even);
       store(odd_to + i / 2, odd);
     }
@@ -130,7 +126,7 @@ GENFAST_INLINE void combine_rows(const T* x, int64_t stride, const A* weights, i
     A lanes[kCount];
     int64_t phase = at % axis.down, index = at / axis.down;
     for (int64_t i = 0; i < count; i += kCount) {
-      store(lanes, weighted<kRows>(x + i, stride, w, weights, rows, count - i));
+      store(lanes, value(i, count - i));
       for (int64_t l = 0; l < kCount && i + l < count; ++l) {
         buffer[phase * axis.pitch + index] = lanes[l];
         if (++phase == axis.down) phase = 0, ++index;
@@ -139,9 +135,21 @@ GENFAST_INLINE void combine_rows(const T* x, int64_t stride, const A* weights, i
   }
 }
 
+// x: `count` elements of `rows` > 0 rows, whose weighted sum goes into the buffer.
+template <int kRows, typename T, typename A>
+GENFAST_INLINE void combine_rows(const T* x, int64_t stride, const A* weights, int64_t rows, int64_t count, int64_t at,
+                                 const FirAxis<A>& axis, A* buffer) {
+  typename Lanes<T>::V w[kRows == 0 ? 1 : kRows];
+  for (int j = 0; j < kRows; ++j) w[j] = broadcast(weights[j]);
+  const auto value = [&](int64_t i, int64_t left) __attribute__((always_inline)) {
+    return weighted<kRows>(x + i, stride, w, weights, rows, left);
+  };
+  place(value, count, at, axis, buffer);
+}
+
 template <typename T, typename A>
-GENFAST_INLINE void combine(const T* x, int64_t stride, const A* weights, int64_t rows, int64_t count, int64_t at,
-                            const FirAxis<A>& axis, A* buffer) {
+GENFAST_NOINLINE void combine(const T* x, int64_t stride, const A* weights, int64_t rows, int64_t count, int64_t at,
+                              const FirAxis<A>& axis, A* buffer) {
   switch (rows) {
     case 1:
       return combine_rows<1>(x, stride, weights, rows, count, at, axis, buffer);

@@ -62,7 +62,7 @@ void run(const Upfirdn2d& args, Piece<A> piece, int threads) {
   plan.bands = (args.out_height + plan.band - 1) / plan.band;
   const int64_t items = args.batch * (args.channels_last ? plan.blocks : args.channels) * plan.bands;
   const int64_t sums = args.separable ? 0 : axes[0].up * axes[0].pitch;
-  const int64_t elements = axes[0].buffer() * (args.channels_last ? plan.block : 1) + sums + 64;
+  const int64_t elements = axes[0].buffer * (args.channels_last ? plan.block : 1) + sums + 64;
   const int64_t floats = elements * static_cast<int64_t>(sizeof(A) / sizeof(float));
   const int64_t total = args.batch * args.channels * (args.out_height * args.out_width + args.height * args.width);
   const int64_t workers = total < 16384 ? 1 : threads < items ? threads : items;

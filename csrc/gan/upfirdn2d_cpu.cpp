@@ -21,7 +21,7 @@ GENFAST_NOINLINE void planar_items(const Upfirdn2d& args, const Upfirdn2dPlan<A>
   const FirAxis<A>& ax = *plan.x;
   A* const buffer = static_cast<A*>(piece.buffer);
   const bool whole = ax.groups <= ax.tile;
-  if (whole) fill_zero(buffer, ax.buffer());
+  if (whole) fill_zero(buffer, ax.buffer);
   for (int64_t item = piece.first; item < piece.last; ++item) {
     const int64_t plane = item / plan.bands, row0 = item % plan.bands * plan.band;
     const int64_t row_end = least(row0 + plan.band, args.out_height);
@@ -31,7 +31,7 @@ GENFAST_NOINLINE void planar_items(const Upfirdn2d& args, const Upfirdn2dPlan<A>
     for (int64_t q0 = 0; q0 < ax.groups; q0 += ax.tile) {
       const int64_t groups = least(ax.tile, ax.groups - q0), left = least(ax.up * groups, args.out_width - ax.up * q0);
       const RowPart part = row_part(ax, q0, groups);
-      if (!whole) fill_zero(buffer, ax.buffer());
+      if (!whole) fill_zero(buffer, ax.buffer);
       for (int64_t row = row0; row < row_end; ++row) {
         const RowsRead rows = rows_read(plan.y, row);
         T* const to = out + row * args.out_width + ax.up * q0;
@@ -56,7 +56,7 @@ GENFAST_NOINLINE void planar_full_items(const Upfirdn2d& args, const Upfirdn2dPl
   constexpr int kCount = Lanes<A>::kCount;
   const FirAxis<A>& layout = *plan.x;
   A* const buffer = static_cast<A*>(piece.buffer);
-  A* const sums = buffer + layout.buffer();
+  A* const sums = buffer + layout.buffer;
   const A one = 1;
   for (int64_t item = piece.first; item < piece.last; ++item) {
     const int64_t plane = item / plan.bands, row0 = item % plan.bands * plan.band;
@@ -68,7 +68,7 @@ GENFAST_NOINLINE void planar_full_items(const Upfirdn2d& args, const Upfirdn2dPl
       const int64_t groups = least(layout.tile, layout.groups - q0);
       const int64_t left = least(layout.up * groups, args.out_width - layout.up * q0);
       const RowPart part = row_part(layout, q0, groups);
-      fill_zero(buffer, layout.buffer());
+      fill_zero(buffer, layout.buffer);
       for (int64_t row = row0; row < row_end; ++row) {
         const RowsRead rows = rows_read(plan.y, row);
         T* const to = out + row * args.out_width + layout.up * q0;

@@ -9,6 +9,7 @@ from genfast.nn.classification_rbm import ClassificationRBM
 from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
 from genfast.nn.diff_augment import DiffAugment
+from genfast.nn.filtered_lrelu import FilteredLReLU
 from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
 from genfast.nn.gan_penalties import (
     LazyAdam,
@@ -64,6 +65,7 @@ __all__ = [
     "DynamicNTKScaling",
     "ELBO",
     "GANLoss",
+    "FilteredLReLU",
     "GaussianKL",
     "LazyAdam",
     "LazyRegularization",

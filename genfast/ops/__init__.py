@@ -9,6 +9,7 @@ from genfast.ops.bernoulli_sample import bernoulli_sample
 from genfast.ops.bias_act import bias_act
 from genfast.ops.diff_augment import diff_augment
 from genfast.ops.elbo import ELBOTerms, elbo
+from genfast.ops.filtered_lrelu import filtered_lrelu
 from genfast.ops.gan_loss import gan_loss
 from genfast.ops.iwae_bound import ImportanceEstimate, importance_log_likelihood, iwae_bound, iwae_objective
 from genfast.ops.log_likelihood import log_likelihood
@@ -70,6 +71,7 @@ __all__ = [
     "diff_augment",
     "elbo",
     "gan_loss",
+    "filtered_lrelu",
     "gaussian_kl",
     "importance_log_likelihood",
     "instance_norm",

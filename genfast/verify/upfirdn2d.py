@@ -54,7 +54,7 @@ def _exact(x: Tensor, f: Tensor, up: Any, down: Any, padding: Any, flip_filter: 
 
 
 def _cases(c: Context) -> list[tuple[int, torch.dtype, tuple[int, ...], Any, dict[str, Any]]]:
-    found = []
+    found: list[tuple[int, torch.dtype, tuple[int, ...], Any, dict[str, Any]]] = []
     for index, (taps, up, down, padding) in enumerate(CASES[:5] if c.size_class == "tiny" else CASES):
         for dtype in c.dtypes_of(index):
             shapes = (SHAPES[index % len(SHAPES)],) if c.compiles else SHAPES
@@ -151,9 +151,9 @@ def gradients(c: Context) -> None:
         dy = c.normal(*out.shape, dtype=dtype)
         got = torch.autograd.grad(out, (x, f), dy)
         exact = [_cpu(t).requires_grad_() for t in (x, f)]
-        want = torch.autograd.grad(_exact(*exact, **options), exact, _cpu(dy))
+        want = torch.autograd.grad(_exact(exact[0], exact[1], **options), exact, _cpu(dy))
         bounds = [t.detach().abs().requires_grad_() for t in exact]
-        scale = torch.autograd.grad(_exact(*bounds, **options), bounds, _cpu(dy).abs())
+        scale = torch.autograd.grad(_exact(bounds[0], bounds[1], **options), bounds, _cpu(dy).abs())
         where = f"x {shape} {dtype}, f {tuple(f.shape)}, {options}"
         c.compare("gradient of x", got[0], want[0], scale[0], where=where)
         c.compare("gradient of f", got[1], want[1], scale[1], where=where)
