@@ -20,7 +20,7 @@ constexpr float kExpm1MinusX[] = {0.5f,           0.166666672f,    0.0416666679f
                                   2.77125224e-07f};
 // Mills ratio of the standard normal, P(X > a) / density(a) = (z + 1/2) M(z) with z + 1/2 = 4 / (a + 4), for a >= 0;
 // 2.3e-7.
-constexpr float kMills[] = {0.473304749f,  0.761885107f,  0.970410824f,  0.935109138f,  0.605533481f,
+constexpr float kMills[] = {0.473304749f, 0.761885107f,  0.970410824f,  0.935109138f,  0.605533481f,
                             0.150582299f, -0.139263108f, -0.125019744f, 0.0204089116f, 0.0495938286f};
 
 constexpr float kLog2E = 1.44269504f;

@@ -6,10 +6,10 @@
 #include "gan/adain.h"
 #include "gan/bias_act.h"
 #include "gan/diff_augment.h"
+#include "gan/filtered_lrelu.h"
 #include "gan/gan_loss.h"
 #include "gan/minibatch_stddev.h"
 #include "gan/spectral_normalize.h"
-#include "gan/filtered_lrelu.h"
 #include "gan/upfirdn2d.h"
 
 namespace genfast {

@@ -15,7 +15,7 @@ from genfast.models.gan import GAN
 from genfast.ops._gan_loss_reference import KINDS
 from genfast.ops.diff_augment import policy_code
 from genfast.training.gan_trainer import AUGMENT, GANTrainer
-from genfast.training.run import Column, Options, Run
+from genfast.training.run import Column, Options, Run, restored
 from genfast.training.vae_run import _image
 
 __all__ = ["GANOptions", "GANRun"]
@@ -150,17 +150,8 @@ class GANRun(Run):
         parts: dict[str, dict[str, Tensor]],
         device: torch.device | str,
     ) -> GANRun:
-        visible, shape, found = about["visible"], about["shape"], parts["model"]
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # takes no memory
-            wanted = _make_model(options, visible, shape).state_dict()
-        for name, tensor in wanted.items():
-            if name not in found:
-                raise KeyError(f"model.{name}")
-            if found[name].shape != tensor.shape:
-                raise ValueError(f"model.{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}")
-        with torch.random.fork_rng(devices=[]):
-            model = _make_model(options, visible, shape)
-        model.load_state_dict(found)
+        visible, shape = about["visible"], about["shape"]
+        model = restored(lambda: _make_model(options, visible, shape), parts["model"])
         run = cls(options, model.to(device), shape, None, None, about["epoch"], parts["optimizer"], visible)
         run.trainer()  # whether its tensors fit
         return run

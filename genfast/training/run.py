@@ -13,7 +13,18 @@ from torch import Tensor, nn
 
 from genfast.data import BINARIZE, Rows, binarize
 
-__all__ = ["Column", "Options", "Progress", "Run", "Split", "batches", "generator", "prepare", "standardization"]
+__all__ = [
+    "Column",
+    "Options",
+    "Progress",
+    "Run",
+    "Split",
+    "batches",
+    "generator",
+    "prepare",
+    "restored",
+    "standardization",
+]
 
 Progress = Callable[[float], None]  # called after each batch with the finished fraction of the epoch
 
@@ -266,3 +277,18 @@ def prepare(run: Run, rows: Rows) -> Split:
         if options.binarize == "threshold":
             train = binarize(train, "threshold")
     return Split(train.to(run.device), held_out.to(run.device))
+
+
+def restored(make: Callable[[], nn.Module], found: dict[str, Tensor]) -> nn.Module:
+    """``make()`` with the tensors of a checkpoint; a KeyError or ValueError names the first that does not fit."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # takes no memory
+        wanted = make().state_dict()
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise KeyError(f"model.{name}")
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"model.{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}")
+    with torch.random.fork_rng(devices=[]):
+        model = make()
+    model.load_state_dict(found)
+    return model

@@ -12,7 +12,7 @@ from genfast.data import Rows
 from genfast.models import IWAE, VAE, VQVAE
 from genfast.models._likelihoods import LIKELIHOODS
 from genfast.ops.iwae_bound import GRADIENTS
-from genfast.training.run import Column, Options, Run, standardization
+from genfast.training.run import Column, Options, Run, restored, standardization
 
 __all__ = ["AutoencoderOptions", "AutoencoderRun", "IWAEOptions", "VAEOptions", "VQVAEOptions"]
 
@@ -226,17 +226,8 @@ class AutoencoderRun(Run):
         parts: dict[str, dict[str, Tensor]],
         device: torch.device | str,
     ) -> AutoencoderRun:
-        visible, shape, found = about["visible"], about["shape"], parts["model"]
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # takes no memory
-            wanted = _make_model(options, visible, shape).state_dict()
-        for name, tensor in wanted.items():
-            if name not in found:
-                raise KeyError(f"model.{name}")
-            if found[name].shape != tensor.shape:
-                raise ValueError(f"model.{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}")
-        with torch.random.fork_rng(devices=[]):
-            model = _make_model(options, visible, shape)
-        model.load_state_dict(found)
+        visible, shape = about["visible"], about["shape"]
+        model = restored(lambda: _make_model(options, visible, shape), parts["model"])
         data = parts["data"]
         run = cls(
             options, model.to(device), shape, data.get("mean"), data.get("std"), about["epoch"], parts["optimizer"],
