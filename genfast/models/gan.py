@@ -128,7 +128,8 @@ class GAN(nn.Module):
         """Samples on the great circles between two batches of z, in evaluation mode.
 
         Args:
-            start, end: [B, latent].
+            start: z of one end, [B, latent].
+            end: of the other.
             steps: points, both ends included; at least 2.
             seed: of the generator's own noise, the same at every point.
             options: for the generator, and ``labels`` [B].

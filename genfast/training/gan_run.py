@@ -36,18 +36,16 @@ class GANOptions(Options):
     """Of a ``models.GAN``. None and () stand for what the architecture usually has.
 
     Attributes:
-        lr, weight_decay: of AdamW, for both networks.
+        lr: learning rate of AdamW, for both networks; ``weight_decay`` likewise.
         discriminator_lr: the discriminator's learning rate; None for the same.
         beta1: of AdamW.
         hidden: widths of the hidden layers, for convolutions the channels of the levels, the finest first.
         arch: ``"mlp"``, ``"dcgan"``, ``"sngan"`` or ``"stylegan2"``.
         latent: size of z.
         loss: a kind of ``nn.GANLoss``.
-        r1, r2, gradient_penalty, penalty_every, consistency, path_length, n_critic, ema, augment, policy, ada_target,
-            ada_images: see ``GANTrainer``.
         packed: samples that the discriminator of ``"mlp"`` or ``"dcgan"`` judges at once.
 
-    The others are those of ``Options``; ``binarize`` is ``"none"``.
+    The others are those of ``GANTrainer`` and of ``Options``; ``binarize`` is ``"none"``.
 
     Raises:
         ValueError: for values out of range or that do not go together.

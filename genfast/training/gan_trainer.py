@@ -58,7 +58,8 @@ class GANTrainer:
         discriminator_lr: the discriminator's; None for the same. Two rates are TTUR.
         betas: of Adam, for both networks.
         weight_decay: of Adam, decoupled.
-        r1, r2: weights of half the mean squared gradient of the logits by real samples, and by generated ones.
+        r1: weight of half the mean squared gradient of the logits by real samples.
+        r2: the same by generated ones.
         gradient_penalty: weight of the mean of (|gradient| - 1)^2 between real and generated samples (WGAN-GP).
         penalty_method: ``"double_backward"``, or ``"jvp"`` for discriminators that lack one, see
             ``genfast.nn.r1_penalty``.
