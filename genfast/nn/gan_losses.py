@@ -72,6 +72,7 @@ def gan_discriminator_loss(
         TypeError, ValueError: as ``genfast.ops.gan_loss``, and for weights that do not broadcast to their logits.
 
     Examples:
+        >>> import torch
         >>> real, fake = torch.tensor([0.5, 2.0]), torch.tensor([-2.0, -0.5])
         >>> gan_discriminator_loss("hinge", real, fake)
         tensor(0.5000)
@@ -110,6 +111,7 @@ def gan_generator_loss(
         TypeError, ValueError: as ``gan_discriminator_loss``.
 
     Examples:
+        >>> import torch
         >>> gan_generator_loss("nonsaturating", torch.tensor([0.0, 0.0]))  # log 2
         tensor(0.6931)
     """
@@ -129,6 +131,7 @@ class GANLoss(nn.Module):
         ValueError: for another kind.
 
     Examples:
+        >>> import torch
         >>> loss = GANLoss("relativistic")
         >>> real, fake = torch.randn(8, 1), torch.randn(8, 1, requires_grad=True)
         >>> loss.discriminator(real, fake).shape, loss.generator(fake, real).shape
