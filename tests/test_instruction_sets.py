@@ -19,7 +19,8 @@ AVX = re.compile(r"\t(?:v[a-z]|[kt]\w*tile|tdp|tile)|%ymm|%zmm")
 TILE = re.compile(r"%tmm|\t(?:tile|tdp|[ls]dtilecfg|sttilecfg)")
 AVX512 = re.compile(rf"%zmm|%k[0-7]|%[xy]mm(?:1[6-9]|2\d|3[01])\b|{TILE.pattern}")
 # Of AMX only: bfloat16 conversions of AVX512_BF16 come with it.
-AMX = re.compile(rf"{TILE.pattern}|\tvcvtne2?ps2?bf16|\tvdpbf16ps")
+AMX = re.compile(rf"{TILE.pattern}|\tvcvtne2?ps2?bf16")
+PAIRS = re.compile("\tvdpbf16ps")  # AVX512_BF16, which not every CPU with AVX-512 has
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or not shutil.which("objdump") or not shutil.which("nm"),
@@ -66,6 +67,20 @@ def offending(path: Path, pattern: re.Pattern[str]) -> list[str]:
 def test_objects_use_only_their_instructions(objects, isa, forbidden):
     for path in objects[isa]:
         assert not offending(path, forbidden)[:3], path
+
+
+def test_products_in_pairs_keep_to_their_functions(objects):
+    """common/gemm/product_pairs.h: callers look for the instruction first."""
+    found = set()
+    for path in objects["avx512"]:
+        function = ""
+        for line in disassembly(path):
+            header = re.match(r"[0-9a-f]+ <(.+)>:$", line)
+            function = header[1] if header else function
+            if PAIRS.search(line):
+                found.add((path.name.removesuffix(".cpp.o"), "pair_tile_rows" in function or "pair_rest" in function))
+    files = {f"attention_{part}_cpu" for part in ("forward", "gradient", "tangent")} | {"vector_quantize_cpu"}
+    assert found == ({(name, True) for name in files} if "amx" in objects else set())
 
 
 def test_check_sees_the_instructions(objects):

@@ -103,7 +103,7 @@ class TestWheel:
             names = archive.namelist()
         size = wheel.stat().st_size
         print(f"wheel: {size / 1e3:.0f} kB, {len(names)} files")
-        assert size < 2.5e6  # three or four instruction sets, and four GPU architectures where nvcc is found
+        assert size < 3.2e6  # three or four instruction sets, and four GPU architectures where nvcc is found
         for name in ("genfast/__init__.py", "genfast/py.typed", "genfast/benchmarks/harness.py"):
             assert name in names
         triton = {f"genfast/kernels/triton/{path.name}" for path in (ROOT / "kernels/triton").glob("*.py")}
