@@ -88,7 +88,7 @@ void screen_rows(const NearestCode& args, const Codes& codes, const Slot& slot, 
     const double norm = std::sqrt(slot.norms[rows[i]]), products = norm * largest + 0.5 * largest * largest;
     double error = relative * products + dim * kSmallest * (1.0 + norm + largest);
     if (coarse) {
-      const double residual = slot.residuals[rows[i]];
+      const double residual = slot.residuals[rows[i]];  // 1.01: rounded vectors may be longer, by 2^-9 each
       error = 1.01 * error + residual * largest + (norm + residual) * codes.largest_residual;
     }
     const bool bounded = roundings < 0.5 && norm < kLargest && largest < kLargest && products < kLargest;
@@ -142,6 +142,7 @@ void search(const NearestCode& args, const Codes& codes, const Slot& slot, const
       std::copy_n(slot.z + row * args.dim, args.dim, slot.again + static_cast<int64_t>(again.size()) * args.dim);
       again.push_back(row);
     });
+    if (again.empty()) return;
     all.swap(again);
     x = slot.again;
   }
