@@ -7,10 +7,10 @@ Ring: the unit circle, sigma 0.01. Grid: 5 x 5 from -2 to 2, sigma 0.05. The gen
 relu units and z of 2 normals, the discriminator three of 200 maxout units of 5 pieces; Adam, beta1 0.8, batches of 100
 logits (a packed one sees m samples each). Of 2,500 samples, those within 3 sigma of the nearest mode are of high
 quality, and a mode is covered that has one (Lin et al., "PacGAN", NeurIPS 2018, section 4.1; Srivastava et al.,
-"VEEGAN", NeurIPS 2017). The plain GAN and PacGAN train at the published rate of 1e-4, the relativistic one (Huang et
-al., "The GAN is dead; long live the GAN!", NeurIPS 2024) at 1e-3, with the weight of R1 and R2 in ``DATA``, and its
-samples are those of the generator's moving average. All rates fall to zero in the last half of the run. The published
-runs have 100 times as many steps.
+"VEEGAN", NeurIPS 2017). The relativistic GAN (Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024) has
+R1 and R2, whose weight falls geometrically between the values of ``Data.penalty`` in the first three fifths of the
+run, and its samples are those of the generator's moving average. The published runs have some 400,000 steps at a rate
+of 1e-4; these have the few of ``Data.steps`` at 1e-3, which falls to zero in the last half.
 
 ``--kernels off`` trains the same networks from the same weights on the same batches and noise by plain PyTorch.
 Each run is saved as it ends, and ``--resume`` does what the folder lacks.
@@ -36,19 +36,21 @@ from genfast.metrics import mode_coverage
 from genfast.models import MLPGAN
 from genfast.training import GANTrainer
 
-BATCH, SAMPLES = 100, 2500
+BATCH, SAMPLES, SHOWN = 100, 2500, 500
 HIDDEN, JUDGE, PIECES = (400, 400), (200, 200, 200), 5
-RATE, BETAS = 1e-4, (0.8, 0.999)
-STEPS, QUICK_STEPS = 4000, 60
+RATE, BETAS = 1e-3, (0.8, 0.999)
+ANNEALED = 0.6  # of the run, in which the weight of R1 and R2 falls
+QUICK_STEPS = 60
 MARGIN = {"modes": 0.5, "quality": 0.05}  # kernels on and off count as equal within it
 
 
 class Data(NamedTuple):
-    """A mixture of Gaussians of one deviation, and the weight of R1 and R2 for slopes that resolve it."""
+    """A mixture of Gaussians of one deviation; the first and last weight of R1 and R2; the length of a run."""
 
     centers: Tensor
     sigma: float
-    penalty: float
+    penalty: tuple[float, float]
+    steps: int
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(self.centers), (count,), generator=generator)
@@ -65,7 +67,7 @@ def _grid() -> Tensor:
     return torch.cartesian_prod(line, line)
 
 
-DATA = {"ring": Data(_ring(), 0.01, 1e-3), "grid": Data(_grid(), 0.05, 1e-3)}
+DATA = {"ring": Data(_ring(), 0.01, (0.1, 1e-3), 2500), "grid": Data(_grid(), 0.05, (0.1, 1e-3), 4000)}
 PACKS = {"gan": 1, "pacgan2": 2, "pacgan4": 4, "relativistic": 1}
 NAMES = {"gan": "GAN", "pacgan2": "PacGAN2", "pacgan4": "PacGAN4", "relativistic": "relativistic + R1 + R2"}
 PUBLISHED = {
@@ -94,18 +96,20 @@ def make(which: Run, quick: bool) -> GANTrainer:
     )  # fmt: skip
     common_options: dict[str, Any] = {"betas": BETAS, "seed": which.seed, "fused": fused}
     if which.method == "relativistic":
-        weight = DATA[which.data].penalty
-        return GANTrainer(gan, loss="relativistic", lr=1e-3, r1=weight, r2=weight, ema=0.995, **common_options)
+        weight, _ = DATA[which.data].penalty
+        return GANTrainer(gan, loss="relativistic", lr=RATE, r1=weight, r2=weight, ema=0.995, **common_options)
     return GANTrainer(gan, loss="nonsaturating", lr=RATE, ema=0.0, **common_options)
 
 
 def fit(trainer: GANTrainer, which: Run, steps: int, advance: Callable[[], None]) -> None:
     data, order = DATA[which.data], torch.Generator().manual_seed(which.seed)
-    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
     count = BATCH * PACKS[which.method]
+    first, last = data.penalty
     for step in range(steps):
-        for name, optimizer in trainer.optimizers.items():
-            optimizer.param_groups[0]["lr"] = rates[name] * min(1.0, 2 * (1 - step / steps))
+        for optimizer in trainer.optimizers.values():
+            optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / steps))
+        if which.method == "relativistic":
+            trainer.r1 = trainer.r2 = first * (last / first) ** min(1.0, step / (ANNEALED * steps))
         trainer.step(data.draw(count, order))
         advance()
 
@@ -124,7 +128,7 @@ def run(which: Run, steps: int, quick: bool, advance: Callable[[], None]) -> tup
     return row, samples
 
 
-def finished(path: Path, steps: int) -> list[dict[str, Any]]:
+def finished(path: Path, lengths: dict[str, int]) -> list[dict[str, Any]]:
     """The rows of an earlier run's file that have as many steps."""
     if not path.exists():
         return []
@@ -134,7 +138,18 @@ def finished(path: Path, steps: int) -> list[dict[str, Any]]:
     }  # fmt: skip
     with path.open(newline="") as file:
         rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if row["steps"] == steps]
+    return [row for row in rows if row["steps"] == lengths[row["data"]]]
+
+
+def drawn(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The samples of an earlier run's picture."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                point = {"data": row["data"], "method": row["method"], "x": float(row["x"]), "y": float(row["y"])}
+                found.setdefault((row["data"], row["method"]), []).append(point)
+    return found
 
 
 def interval(values: list[float]) -> float:
@@ -179,7 +194,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[common.Line], list[dict[str,
     return lines, intervals
 
 
-def draw(path: Path, shown: dict[tuple[str, str], Tensor]) -> None:
+def draw(path: Path, shown: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
     """Samples of the first run of each method, over the modes."""
     plot = common.pyplot()
     kinds = list(dict.fromkeys(data for data, _ in shown))
@@ -191,7 +206,10 @@ def draw(path: Path, shown: dict[tuple[str, str], Tensor]) -> None:
         for axis, method in zip(line, methods, strict=True):
             reach = DATA[data].centers.abs().max().item() + 0.5
             if (data, method) in shown:
-                axis.scatter(*shown[data, method].T.numpy(), s=1.5, color="#2a78d6", linewidths=0, alpha=0.5)
+                points = shown[data, method]
+                axis.scatter(
+                    [p["x"] for p in points], [p["y"] for p in points], s=1.5, color="#2a78d6", linewidths=0, alpha=0.5
+                )
             axis.scatter(*DATA[data].centers.T.numpy(), s=12, color="#d1495b", marker="+", linewidths=0.7)
             axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
             axis.set_title(NAMES[method], fontsize=8)
@@ -225,28 +243,34 @@ def main(
     if steps is not None and steps < 1:
         raise typer.BadParameter(f"--steps must be at least 1, got {steps}")
     chosen = common.start(threads, seeds, quick)
-    length = steps or (QUICK_STEPS if quick else STEPS)
+    lengths = {kind: steps or (QUICK_STEPS if quick else DATA[kind].steps) for kind in DATA}
     sides = ("on", "off") if kernels == "both" else (kernels,)
     runs = [Run(side, kind, way, seed) for seed in chosen for kind in kinds for way in wanted for side in sides]
 
     folder = common.output_folder("ring_grid", out, quick)
-    rows = finished(folder / "runs.csv", length) if resume else []
+    rows = finished(folder / "runs.csv", lengths) if resume else []
     done = {tuple(row[key] for key in Run._fields) for row in rows}
     runs = [which for which in runs if which not in done]
-    shown: dict[tuple[str, str], Tensor] = {}
+    shown = drawn(folder / "samples.csv") if resume else {}
     with Progress(transient=True) as progress:
-        task = progress.add_task("GAN", total=len(runs) * length)
+        task = progress.add_task("GAN", total=sum(lengths[which.data] for which in runs))
         for which in runs:
-            row, samples = run(which, length, quick, partial(progress.advance, task))
+            row, samples = run(which, lengths[which.data], quick, partial(progress.advance, task))
             rows.append(row)
-            if shown.setdefault((which.data, which.method), samples) is samples:
+            if (which.data, which.method) not in shown:
+                shown[which.data, which.method] = [
+                    {"data": which.data, "method": which.method, "x": round(x, 4), "y": round(y, 4)}
+                    for x, y in samples[:SHOWN].tolist()
+                ]
+                common.write_csv(folder / "samples.csv", [point for points in shown.values() for point in points], {})
                 draw(folder / "samples.png", shown)
             common.write_csv(folder / "runs.csv", rows, {})
     lines, intervals = table(rows)
     common.finish(
         "ring_grid", "modes recovered", lines, {"runs": rows, "intervals": intervals}, out=out, quick=quick,
         seeds=sorted({row["seed"] for row in rows}),
-        note=f"{length} steps of {BATCH} logits, {SAMPLES} samples; published runs have about 400,000 steps",
+        note=f"{lengths['ring']} steps on the ring and {lengths['grid']} on the grid, of {BATCH} logits; "
+        f"{SAMPLES} samples; published runs have about 400,000 steps",
     )  # fmt: skip
 
 
