@@ -132,13 +132,15 @@ def test_kernels_off_is_the_same_training_by_plain_pytorch(script, name):
     for kernels in ("on", "off"):
         trainer = script.make(script.Run(kernels, name, 2), sizes)
         start = {key: tensor.clone() for key, tensor in trainer.gan.state_dict().items()}
+        for network in (trainer.gan, trainer.average):
+            network.double()  # Adam magnifies the rounding of small gradients
         with Ops() as ops:
-            steps = [[value.nan_to_num().item() for value in trainer.step(x)] for _ in range(4)]
+            steps = [[value.nan_to_num().item() for value in trainer.step(x.double())] for _ in range(4)]
         measured.append((start, steps, trainer.sample(6, seed=1)))
         used.append(ops.found)
     torch.testing.assert_close(measured[0][0], measured[1][0], rtol=0, atol=0)
-    torch.testing.assert_close(measured[0][1], measured[1][1], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(measured[0][2], measured[1][2], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(measured[0][1], measured[1][1], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(measured[0][2], measured[1][2], rtol=1e-6, atol=1e-8)
     assert used[1] == {"reparameterize_kl"}
     assert {"bias_act", "gan_loss"} <= used[0]
     other = script.make(script.Run("on", name, 3), sizes).gan.state_dict()
