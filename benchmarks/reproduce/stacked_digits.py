@@ -12,8 +12,8 @@ Three models of the same two networks: ``gan``, a plain GAN; ``dcgan``, whose di
 published; ``relativistic``, the plain one's networks with the relativistic loss, R1 and R2, whose samples are those of
 the generator's moving average.
 
-Published: DCGAN and PacGAN2 (Lin et al., "PacGAN", NeurIPS 2018, section 4.2; 26,000 samples), relativistic + R1 + R2
-(Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024, section 2). What differs here: images of 16 x 16
+Published: DCGAN and PacGAN2 (Lin et al., "PacGAN", NeurIPS 2018), relativistic + R1 + R2
+(Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024). What differs here: images of 16 x 16
 pixels, means of 2 x 2 of the padded ones, in place of 28 x 28 or 32 x 32; stacks of 8,000 digits of MNIST drawn anew
 for every batch, in place of 60,000; two levels of 32 and 64 channels, 64 latent values; minutes of training; rates that
 fall to zero in the second half; and of Huang et al. residual blocks without normalization.
