@@ -6,8 +6,8 @@ python -m genfast.benchmarks.reproduce.gan_digits [--data DIR] [--quick] [--mode
 Images of 28 x 28, two levels. DCGAN (Radford, Metz and Chintala, ICLR 2016): 32 and 64 channels, non-saturating loss,
 Adam at 2e-4 with betas (0.5, 0.999), batches of 64. SNGAN (Miyato et al., ICLR 2018): residual blocks of 16 and 32
 channels, hinge loss, Adam at 5e-4 with betas (0, 0.9), batches of 32, as many steps of the discriminator as of the
-generator (published: 2e-4, batches of 64, five steps to one). Both are narrower than published and train for minutes, at
-rates that fall to zero in the second half; samples are those of the generator's moving average.
+generator (published: 2e-4, batches of 64, five steps to one). Both are narrower than published and train for minutes,
+at rates that fall to zero in the second half; samples are those of the generator's moving average.
 
 2,000 samples are measured against the training images, in the 64 features of a classifier of digits that is trained
 here, see ``_digits``: improved precision and recall with 3 neighbors, and the Fréchet distance, on a scale of its own

@@ -10,13 +10,13 @@ As many samples of the data themselves have KL 0.02 by chance alone.
 
 Three models of the same two networks: ``gan``, a plain GAN; ``dcgan``, whose discriminator has batch normalization, as
 published; ``relativistic``, the plain one's networks with the relativistic loss, R1 and R2, whose samples are those of
-the generator's moving average.
+the generator's moving average. The first two have the published rate of 2e-4 and beta1 of 0.5, the last 1e-3 and 0.
 
-Published: DCGAN and PacGAN2 (Lin et al., "PacGAN", NeurIPS 2018), relativistic + R1 + R2
-(Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024). What differs here: images of 16 x 16
-pixels, means of 2 x 2 of the padded ones, in place of 28 x 28 or 32 x 32; stacks of 8,000 digits of MNIST drawn anew
-for every batch, in place of 60,000; two levels of 32 and 64 channels, 64 latent values; minutes of training; rates that
-fall to zero in the second half; and of Huang et al. residual blocks without normalization.
+Published: DCGAN and PacGAN2 (Lin et al., "PacGAN", NeurIPS 2018), relativistic + R1 + R2 (Huang et al., "The GAN is
+dead; long live the GAN!", NeurIPS 2024). What differs here: images of 16 x 16 pixels, means of 2 x 2 of the padded
+ones, in place of 28 x 28 or 32 x 32; stacks of 8,000 digits of MNIST drawn anew for every batch, in place of 60,000;
+two levels of 32 and 64 channels, 64 latent values; minutes of training; rates that fall to zero in the second half; and
+of Huang et al. residual blocks without normalization, where the generator here has batch normalization.
 
 ``--kernels off`` trains the same networks from the same weights on the same batches and noise by plain PyTorch.
 Each run is saved as it ends, and ``--resume`` does what the folder lacks.
