@@ -86,7 +86,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, quick: bool, steps: int | None) -> Sizes:
-        return cls(8, (8,), 8, steps or 20, 200, 8) if quick else cls(SIDE, (), LATENT, steps or 0, SAMPLES, EPOCHS)
+        return cls(8, (8, 12), 8, steps or 20, 200, 8) if quick else cls(SIDE, (), LATENT, steps or 0, SAMPLES, EPOCHS)
 
     def steps_of(self, model: str) -> int:
         return self.steps or MODELS[model].steps

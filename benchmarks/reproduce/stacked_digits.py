@@ -82,7 +82,7 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, quick: bool, steps: int | None) -> Sizes:
         if quick:
-            return cls(8, (8,), 8, steps or 20, 2000, 8)
+            return cls(8, (8, 12), 8, steps or 20, 2000, 8)
         return cls(SIDE, CHANNELS, LATENT, steps or STEPS, SAMPLES, EPOCHS)
 
 
