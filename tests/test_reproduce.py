@@ -25,15 +25,17 @@ from genfast.benchmarks.reproduce import (
     bars_and_stripes,
     centering,
     dbn_features,
+    gan_digits,
     mnist_rbm,
     mnist_rbm_large,
     movielens,
     ring_grid,
+    stacked_digits,
 )
 
 SCRIPTS = (
     "bars_and_stripes", "mnist_rbm", "mnist_rbm_large", "centering", "dbn_features", "movielens", "linear_vae", "iwae",
-    "vqvae", "ring_grid",
+    "vqvae", "ring_grid", "stacked_digits", "gan_digits",
 )  # fmt: skip
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "reproduce"
 
@@ -364,6 +366,16 @@ def recomputed(name, folder):
                 ("quality", "high-quality share"),
             )
         }
+    if name in ("stacked_digits", "gan_digits"):
+        stacked = name == "stacked_digits"
+        kind = "method" if stacked else "model"
+        names = stacked_digits.METHODS if stacked else {key: found.name for key, found in gan_digits.MODELS.items()}
+        titles = stacked_digits.MEASURES if stacked else {k: t for k, t in gan_digits.MEASURES.items() if k != "fid"}
+        return {
+            f"{names[model]}, kernels {kernels}: {title}": column("runs", key, **{kind: model, "kernels": kernels})
+            for model, kernels in {(row[kind], row["kernels"]) for row in rows_of(folder / "runs.csv")}
+            for key, title in titles.items()
+        }
     return {f"RBM, {movielens.HIDDEN} hidden units": column("runs", "rbm")}
 
 
@@ -378,30 +390,6 @@ def test_committed_results(name):
     assert "quick" not in first["note"]
     assert first["commit"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2**20
-
-
-def test_rings_and_grids_go_on_where_they_ended(tmp_path):
-    """Rows of as many steps stay, kernels on and off see the same data, and intervals are Student's."""
-    options = {"out": tmp_path, "quick": True, "data": "ring", "methods": "gan,relativistic", "threads": 1, "steps": 4}
-    ring_grid.main(**options, kernels="on", seeds="0-1")
-    first = rows_of(tmp_path / "runs.csv")
-    ring_grid.main(**options, kernels="both", seeds="0-1", resume=True)
-    rows = rows_of(tmp_path / "runs.csv")
-    assert len(first) == 4
-    assert [row["minutes"] for row in rows[:4]] == [row["minutes"] for row in first]
-    assert len(rows) == 8
-    assert ring_grid.finished(tmp_path / "runs.csv", 5) == []
-    trainers = [ring_grid.make(ring_grid.Run(kernels, "ring", "relativistic", 0), True) for kernels in ("on", "off")]
-    x = ring_grid.DATA["ring"].draw(100, torch.Generator().manual_seed(0))
-    for on, off in zip(*(trainer.step(x)[:3] for trainer in trainers), strict=True):
-        torch.testing.assert_close(on, off, rtol=1e-4, atol=1e-7)
-    assert ring_grid.interval([1.0, 2.0, 4.0]) == pytest.approx(4.302653 * 1.527525 / 3**0.5)  # t of 2 at 97.5%
-    centers = ring_grid.DATA["grid"].centers
-    assert len(centers) == 25
-    assert sorted(set(centers.flatten().tolist())) == [-2, -1, 0, 1, 2]
-    drawn = ring_grid.DATA["ring"].draw(4000, torch.Generator().manual_seed(0))
-    distance = torch.cdist(drawn, ring_grid.DATA["ring"].centers).min(1).values
-    assert distance.square().mean().item() == pytest.approx(2 * 0.01**2, rel=0.1)
 
 
 def test_wrong_seeds_are_refused(tmp_path):
