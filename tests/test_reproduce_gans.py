@@ -308,11 +308,17 @@ def test_rings_and_grids_go_on_where_they_ended(tmp_path):
     assert len(first) == 4
     assert [row["minutes"] for row in rows[:4]] == [row["minutes"] for row in first]
     assert len(rows) == 8
-    assert ring_grid.finished(tmp_path / "runs.csv", 5) == []
-    trainers = [ring_grid.make(ring_grid.Run(kernels, "ring", "relativistic", 0), True) for kernels in ("on", "off")]
+    assert ring_grid.finished(tmp_path / "runs.csv", {"ring": 5, "grid": 4}) == []
+    shown = ring_grid.drawn(tmp_path / "samples.csv")
+    assert [len(shown["ring", method]) for method in ("gan", "relativistic")] == [ring_grid.SHOWN] * 2
+    which = [ring_grid.Run(kernels, "ring", "relativistic", 0) for kernels in ("on", "off")]
+    trainers = [ring_grid.make(run, True) for run in which]
     x = ring_grid.DATA["ring"].draw(100, torch.Generator().manual_seed(0))
     for on, off in zip(*(trainer.step(x)[:3] for trainer in trainers), strict=True):
         torch.testing.assert_close(on, off, rtol=1e-4, atol=1e-7)
+    ring_grid.fit(trainers[0], which[0], 10, lambda: None)
+    assert trainers[0].r1 == trainers[0].r2 == pytest.approx(1e-3)
+    assert trainers[0].optimizers["generator"].param_groups[0]["lr"] == pytest.approx(1e-3 * 2 * 0.1)
     assert ring_grid.interval([1.0, 2.0, 4.0]) == pytest.approx(4.302653 * 1.527525 / 3**0.5)  # t of 2 at 97.5%
     centers = ring_grid.DATA["grid"].centers
     assert len(centers) == 25
