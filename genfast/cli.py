@@ -273,8 +273,9 @@ def train(
         str, typer.Option(help="none, diff (always) or ada (as overfitting demands).", rich_help_panel=ADVERSARIES)
     ] = "none",
     policy: Annotated[
-        str, typer.Option(help="Of the augmentation.", rich_help_panel=ADVERSARIES)
+        str, typer.Option(help="Parts of diff, and of consistency.", rich_help_panel=ADVERSARIES)
     ] = "color,translation,cutout",
+    pipeline: Annotated[str, typer.Option(help="Parts of ada.", rich_help_panel=ADVERSARIES)] = "blit,geometry,color",
     ada_target: Annotated[
         float, typer.Option(help="Mean sign of the real logits that ada steers to.", rich_help_panel=ADVERSARIES)
     ] = 0.6,

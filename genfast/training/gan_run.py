@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genfast.data import Rows
 from genfast.models import DCGAN, MLPGAN, SNGAN, StyleGAN2
 from genfast.models.gan import GAN
+from genfast.nn.ada import check_pipeline
 from genfast.ops._gan_loss_reference import KINDS
 from genfast.ops.diff_augment import policy_code
 from genfast.training.gan_trainer import AUGMENT, GANTrainer
@@ -82,6 +83,7 @@ class GANOptions(Options):
     ema: float = 0.995
     augment: str = "none"
     policy: str = "color,translation,cutout"
+    pipeline: str = "blit,geometry,color"
     ada_target: float = 0.6
     ada_images: int = 100_000
     packed: int = 1
@@ -115,6 +117,9 @@ class GANOptions(Options):
         if self.consistency and self.arch == "mlp":
             raise ValueError("consistency is for images: for arch dcgan, sngan and stylegan2, not for mlp")
         policy_code("policy", self.policy)
+        check_pipeline("pipeline", self.pipeline)
+        if self.ada_target > 1:
+            raise ValueError(f"ada_target must be at most 1, got {self.ada_target}")
 
     @property
     def bounded(self) -> str | None:
@@ -163,7 +168,7 @@ class GANRun(Run):
             r2=options.r2 or 0.0, gradient_penalty=options.gradient_penalty, penalty_every=options.penalty_every or 1,
             consistency=options.consistency, path_length=options.path_length, n_critic=options.n_critic or 1,
             ema=options.ema, augment=None if options.augment == "none" else options.augment, policy=options.policy,
-            ada_target=options.ada_target, ada_images=options.ada_images, seed=options.seed,
+            pipeline=options.pipeline, ada_target=options.ada_target, ada_images=options.ada_images, seed=options.seed,
         )  # fmt: skip
         if self.optimizer:
             state = {f"gan.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -180,7 +185,9 @@ class GANRun(Run):
     def trained(self) -> GAN:
         """The discriminator beside the generator's moving average."""
         generator: nn.Module = copy.deepcopy(self.model.generator)
-        average = {n.removeprefix("average."): t for n, t in self.optimizer.items() if n.startswith("average.")}
+        average = {
+            n.removeprefix("average.module."): t for n, t in self.optimizer.items() if n.startswith("average.module.")
+        }
         if average:
             generator.load_state_dict(average)
         return GAN(generator, self.model.discriminator, self.model.latent, classes=self.model.classes)
@@ -207,6 +214,9 @@ class GANRun(Run):
         ]  # fmt: skip
         if self.options.augment == "ada":
             found.append(Column("ada_p", "ADA p"))
+        found += [
+            Column("modes", "modes of {classes}", "d", labelled=True), Column("divergence", "KL", labelled=True)
+        ]  # fmt: skip
         return *found, Column("precision", "precision"), Column("recall", "recall"), Column("seconds", "seconds", ".1f")
 
     def encode(self, values: Tensor) -> Tensor:
