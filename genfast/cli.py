@@ -263,6 +263,9 @@ def train(
     path_length: Annotated[
         float, typer.Option(help="Weight of the generator's path lengths; stylegan2.", rich_help_panel=ADVERSARIES)
     ] = 0.0,
+    mixing: Annotated[
+        float, typer.Option(help="Probability of mixed styles in training; stylegan2.", rich_help_panel=ADVERSARIES)
+    ] = 0.0,
     n_critic: Annotated[
         int | None, typer.Option(help="The discriminator's steps to one of the generator.", rich_help_panel=ADVERSARIES)
     ] = None,

@@ -58,7 +58,7 @@ KINDS = {
     "sngan": ("--arch", "sngan", "--hidden", 6, "--discriminator-lr", 0.001),
     "ada": ("--arch", "dcgan", "--hidden", 6, "--augment", "ada", "--ada-images", 500, "--pipeline", "blit",
             "--consistency", 1),
-    "stylegan2": ("--arch", "stylegan2", "--hidden", 6, "--path-length", 1, "--penalty-every", 2),
+    "stylegan2": ("--arch", "stylegan2", "--hidden", 6, "--path-length", 1, "--penalty-every", 2, "--mixing", 0.9),
     "wgan-gp": ("--loss", "wasserstein", "--r1", 0, "--r2", 0, "--gradient-penalty", 10, "--n-critic", 2),
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_modes_are_those_of_labels(tmp_path):
     images, path = tmp_path / "even-images-idx3-ubyte", tmp_path / "gan.safetensors"
     images.write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, 300, 8, 8) + levels.numpy().tobytes())
     command = ("train", "gan", "--data", f"idx:{images}", "--hidden", 32, "--batch", 30, "--out", path)
-    assert "modes" not in run(*command, "--epochs", 1)
+    assert "modes of" not in run(*command, "--epochs", 1)
     assert [row["modes"] for row in log_of(path)] == [""]
     labels = rows.labels[chosen].to(torch.uint8).numpy().tobytes()
     (tmp_path / "even-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 300) + labels)
@@ -185,6 +185,8 @@ def test_default_widths_leave_sides_of_four():
         (["--packed", "3"], "packed must divide the batch of 64"),
         (["--packed", "2", "--arch", "sngan"], "packed is for arch mlp and dcgan"),
         (["--path-length", "1"], "path_length is for arch stylegan2"),
+        (["--mixing", "0.5"], "mixing is for arch stylegan2"),
+        (["--mixing", "1.5", "--arch", "stylegan2"], "mixing is a probability"),
         (["--augment", "diff"], "augment is for images"),
         (["--augment", "maybe", "--arch", "dcgan"], "augment must be one of none, diff, ada"),
         (["--consistency", "1"], "consistency is for images"),

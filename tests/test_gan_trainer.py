@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from genfast import ops
 from genfast.demo.gan import make_gan, make_trainer
 from genfast.models import DCGAN, GAN, MLPGAN, SNGAN, PackedDiscriminator, StyleGAN2
-from genfast.nn import ada_augment
+from genfast.nn import ada_augment, perturb_latents
 from genfast.training import GANTrainer
 
 
@@ -97,8 +97,12 @@ MODELS = {
         lambda: DCGAN((1, 8, 8), [4], 4),
         {"augment": "ada", "ada_images": 40, "ada_target": -1.0, "ada_interval": 3, "consistency": 2},
     ),
+    "zcr": (
+        lambda: DCGAN((1, 8, 8), [4], 4), {"latent_consistency": 5.0, "latent_diversity": 0.5, "augment": "diff"}
+    ),
     "stylegan2": (
-        lambda: StyleGAN2((1, 8, 8), [4], 4), {"r1": 1.0, "penalty_every": 2, "path_length": 2.0, "path_every": 2}
+        lambda: StyleGAN2((1, 8, 8), [4], 4, mixing=0.5),
+        {"r1": 1.0, "penalty_every": 2, "path_length": 2.0, "path_every": 2},
     ),
 }  # fmt: skip
 
@@ -213,6 +217,50 @@ def test_both_methods_of_penalties_agree(option):
         found.append([penalty, *(p.grad for p in trainer.gan.discriminator.parameters())])
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("augment", [None, "diff"])
+def test_latent_consistency_is_that_of_small_steps(augment):
+    torch.manual_seed(0)
+    gan = GAN(
+        nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8))),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), 4,
+    )  # fmt: skip
+    options = {"augment": augment, "lr": 0.0}
+    trainer = GANTrainer(gan, latent_consistency=3.0, latent_diversity=0.7, latent_deviation=0.5, **options)
+    seeds = [trainer._seed(purpose) for purpose in (0, 6)]
+    seen = (lambda x: ops.diff_augment(x, seed=trainer_seed)) if augment else (lambda x: x)
+    trainer_seed = trainer._seed(3)
+    measured = trainer.step(images())
+    z = gan.noise(8, seeds[0])
+    near = perturb_latents(z, 0.5, seed=seeds[0])
+    gap = gan.judge(seen(gan.generate(z))) - gan.judge(seen(gan.generate(near)))
+    torch.testing.assert_close(measured.penalty, 3.0 * gap.square().mean())
+    slopes = [p.grad.clone() for p in gan.generator.parameters()]
+    plain = GANTrainer(gan, **options)
+    plain.step(images())
+    z = gan.noise(8, seeds[1])
+    near = perturb_latents(z, 0.5, seed=seeds[1])
+    wanted = torch.autograd.grad(
+        -0.7 * (gan.generate(z) - gan.generate(near)).square().mean(), list(gan.generator.parameters())
+    )
+    for got, other, added in zip(slopes, [p.grad for p in gan.generator.parameters()], wanted, strict=True):
+        torch.testing.assert_close(got, other + added, rtol=1e-4, atol=1e-6)
+        assert added.abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("option", ["latent_consistency", "latent_diversity"])
+def test_latent_consistency_of_fully_connected_networks(option):
+    """These options take the graph's way, not that of closed forms."""
+    found = []
+    for weight in (0.0, 5.0):
+        trainer = GANTrainer(mlp(), lr=1e-2, **{option: weight})
+        trainer.step(batch())
+        found.append(tensors(trainer))
+    side = "discriminator" if option == "latent_consistency" else "generator"
+    name = f"gan.{side}.layers.0.weight"
+    assert not torch.equal(found[0][name], found[1][name])
+    assert (found[0][f"{side}.layers.0.weight.exp_avg"] - found[1][f"{side}.layers.0.weight.exp_avg"]).abs().max() > 0
 
 
 def test_augmentation_is_what_the_discriminator_sees():
@@ -343,6 +391,7 @@ def test_buffers_follow_the_average():
         ({"penalty_method": "triple"}, "method"),
         ({"augment": "often"}, "augment must be None"),
         ({"policy": "blur"}, "blur"),
+        ({"latent_diversity": -1.0}, "latent_diversity must be a finite number"),
         ({"ada_target": 2.0}, "target must be in"),
         ({"ada_images": 0}, "images must be at least 1"),
         ({"ada_interval": 0}, "interval must be at least 1"),

@@ -18,7 +18,7 @@ def serves(trainer: GANTrainer) -> bool:
     discriminator = trainer.gan.discriminator
     return (
         getattr(discriminator, "bends", False)
-        and not (trainer.gradient_penalty or trainer.consistency)
+        and not (trainer.gradient_penalty or trainer.consistency or trainer.latent_consistency)
         and trainer.penalty_method == "double_backward"
         and not discriminator._forward_hooks
         and not torch.is_autocast_enabled(next(discriminator.parameters()).device.type)

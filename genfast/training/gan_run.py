@@ -44,6 +44,7 @@ class GANOptions(Options):
         arch: ``"mlp"``, ``"dcgan"``, ``"sngan"`` or ``"stylegan2"``.
         latent: size of z.
         loss: a kind of ``nn.GANLoss``.
+        mixing: probability that samples of ``"stylegan2"`` in training mix the styles of two z.
         packed: samples that the discriminator of ``"mlp"`` or ``"dcgan"`` judges at once.
 
     The others are those of ``GANTrainer`` and of ``Options``; ``binarize`` is ``"none"``.
@@ -79,6 +80,7 @@ class GANOptions(Options):
     penalty_every: int | None = None
     consistency: float = 0.0
     path_length: float = 0.0
+    mixing: float = 0.0
     n_critic: int | None = None
     ema: float = 0.995
     augment: str = "none"
@@ -98,7 +100,9 @@ class GANOptions(Options):
         self._one_of("loss", KINDS)
         self._one_of("augment", ("none", *AUGMENT))
         self._at_least(latent=1, penalty_every=1, n_critic=1, packed=1, ada_images=1)
-        self._finite("r1", "r2", "gradient_penalty", "consistency", "path_length", "beta1", "ema", "ada_target")
+        self._finite(
+            "r1", "r2", "gradient_penalty", "consistency", "path_length", "mixing", "beta1", "ema", "ada_target"
+        )
         for name in ("beta1", "ema"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
@@ -112,6 +116,10 @@ class GANOptions(Options):
             raise ValueError(f"packed must divide the batch of {self.batch}, got {self.packed}")
         if self.path_length and self.arch != "stylegan2":
             raise ValueError(f"path_length is for arch stylegan2, not for {self.arch}")
+        if self.mixing and self.arch != "stylegan2":
+            raise ValueError(f"mixing is for arch stylegan2, not for {self.arch}")
+        if self.mixing > 1:
+            raise ValueError(f"mixing is a probability, at most 1, got {self.mixing}")
         if self.augment != "none" and self.arch == "mlp":
             raise ValueError("augment is for images: for arch dcgan, sngan and stylegan2, not for mlp")
         if self.consistency and self.arch == "mlp":
@@ -256,4 +264,4 @@ def _make_model(options: GANOptions, columns: int, shape: tuple[int, ...] | None
         return DCGAN(image, widths, options.latent, batch_norm=not (options.r1 or options.r2), packed=options.packed)
     if options.arch == "sngan":
         return SNGAN(image, widths, options.latent)
-    return StyleGAN2(image, widths, options.latent)
+    return StyleGAN2(image, widths, options.latent, mixing=options.mixing)

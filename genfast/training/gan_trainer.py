@@ -13,8 +13,8 @@ from genfast._checks import check_count
 from genfast.models.gan import GAN
 from genfast.nn import ADA, gan_losses
 from genfast.nn._directional import check_method
+from genfast.nn.gan_consistency import consistency_penalty, latent_diversity_penalty, perturb_latents
 from genfast.nn.gan_penalties import (
-    consistency_penalty,
     gradient_penalty,
     path_length_penalty,
     r1_penalty,
@@ -80,6 +80,11 @@ class GANTrainer:
             ``genfast.nn.r1_penalty``.
         penalty_every: penalties are taken every so many steps, with so many times their weight (lazy regularization).
         consistency: weight of the mean squared change of the logits of real samples by ``policy``.
+        latent_consistency: weight of the mean squared change of the logits of generated samples by a small step in z
+            (zCR), see ``nn.perturb_latents``.
+        latent_diversity: weight of the mean squared change of generated samples by such a step, which the generator
+            makes large; of the size of a tenth of ``latent_consistency``.
+        latent_deviation: standard deviation of the step.
         path_length: weight of the penalty of the generator's path lengths, which ``mapping`` and ``synthesis`` need.
         path_every: as ``penalty_every``, in the generator's steps.
         n_critic: steps of the discriminator to one of the generator.
@@ -99,9 +104,9 @@ class GANTrainer:
         ValueError: for values out of range or that do not go together.
 
     Source: Goodfellow et al., NeurIPS 2014; Heusel et al. (TTUR), NeurIPS 2017; Gulrajani et al. (WGAN-GP), NeurIPS
-    2017; Mescheder, Geiger and Nowozin (R1, R2), ICML 2018; Zhang et al. (consistency), ICLR 2020; Karras et al. (path
-    lengths, lazy regularization), CVPR 2020; Karras et al. (ADA), NeurIPS 2020; Zhao et al. (DiffAugment), NeurIPS
-    2020; Huang et al. (relativistic with R1 and R2), NeurIPS 2024.
+    2017; Mescheder, Geiger and Nowozin (R1, R2), ICML 2018; Zhang et al. (consistency), ICLR 2020; Zhao et al. (zCR),
+    AAAI 2021; Karras et al. (path lengths, lazy regularization), CVPR 2020; Karras et al. (ADA), NeurIPS 2020; Zhao et
+    al. (DiffAugment), NeurIPS 2020; Huang et al. (relativistic with R1 and R2), NeurIPS 2024.
 
     Examples:
         >>> from genfast.models import MLPGAN
@@ -128,6 +133,9 @@ class GANTrainer:
         penalty_method: str = "double_backward",
         penalty_every: int = 1,
         consistency: float = 0.0,
+        latent_consistency: float = 0.0,
+        latent_diversity: float = 0.0,
+        latent_deviation: float = 0.03,
         path_length: float = 0.0,
         path_every: int = 4,
         n_critic: int = 1,
@@ -144,7 +152,8 @@ class GANTrainer:
         gan_losses.GANLoss(loss)
         weights = {
             "r1": r1, "r2": r2, "gradient_penalty": gradient_penalty, "consistency": consistency, "lr": lr,
-            "path_length": path_length, "weight_decay": weight_decay,
+            "path_length": path_length, "weight_decay": weight_decay, "latent_consistency": latent_consistency,
+            "latent_diversity": latent_diversity, "latent_deviation": latent_deviation,
             "discriminator_lr": lr if discriminator_lr is None else discriminator_lr,
         }  # fmt: skip
         for name, value in weights.items():
@@ -165,6 +174,8 @@ class GANTrainer:
             raise ValueError("GANTrainer: path_length needs a generator with mapping and synthesis, as of StyleGAN2")
         self.gan, self.loss, self.fused, self.seed = gan, loss, fused, seed
         self.r1, self.r2, self.gradient_penalty, self.consistency = r1, r2, gradient_penalty, consistency
+        self.latent_consistency, self.latent_diversity = latent_consistency, latent_diversity
+        self.latent_deviation = latent_deviation
         self.penalty_method, self.penalty_every = penalty_method, penalty_every
         self.path_length, self.path_every = path_length, path_every
         self.n_critic, self.steps = n_critic, 0
@@ -219,6 +230,13 @@ class GANTrainer:
         """A seed for one use in this step."""
         return step_seed(self.seed, self.steps, purpose)
 
+    def _made(self, count: int, labels: Tensor | None, purpose: int, *, step: bool = False) -> Tensor:
+        """Generated samples of this step; ``step``: those a small step in z beside them, with the same noise."""
+        z = self.gan.noise(count, self._seed(purpose))
+        if step:
+            z = perturb_latents(z, self.latent_deviation, seed=self._seed(purpose))
+        return self.gan.generate(z, labels, self._seed(purpose + 1))
+
     def _seen(self, x: Tensor, purpose: int) -> Tensor:
         """What the discriminator sees of samples."""
         if self.augment is None:
@@ -232,7 +250,7 @@ class GANTrainer:
         gan, optimizer = self.gan, self.optimizers["discriminator"]
         gan.discriminator.requires_grad_(True)
         with torch.no_grad():
-            made = gan.generate(gan.noise(len(x), self._seed(0)), labels, self._seed(1))
+            made = self._made(len(x), labels, 0)
             samples = [self._seen(x, 2), self._seen(made, 3)]
         due = self.steps % self.penalty_every == 0
         weights = [self.r1, self.r2] if due else [0.0, 0.0]
@@ -269,6 +287,10 @@ class GANTrainer:
         if due and self.consistency:
             moved = diff_augment(x, self.policy, seed=self._seed(4))
             parts.append(consistency_penalty(judge, leaves[0], moved, weight=self.consistency, logits=real))
+        if due and self.latent_consistency:
+            with torch.no_grad():
+                near = self._seen(self._made(len(x), labels, 0, step=True), 3)
+            parts.append(consistency_penalty(judge, samples[1], near, weight=self.latent_consistency, logits=fake))
         penalty = sum(parts[1:], parts[0]) if parts else None
         whole = loss if penalty is None else torch.add(loss, penalty, alpha=self.penalty_every)
         optimizer.zero_grad(set_to_none=True)
@@ -287,8 +309,9 @@ class GANTrainer:
     def _generator_step(self, x: Tensor, labels: Tensor | None, nothing: Tensor) -> tuple[Tensor, Tensor]:
         gan, optimizer = self.gan, self.optimizers["generator"]
         gan.discriminator.requires_grad_(False)
-        made = self._seen(gan.generate(gan.noise(len(x), self._seed(6)), labels, self._seed(7)), 8)
-        if _gan_closed.serves(self) and not self.path_length:
+        samples = self._made(len(x), labels, 6)
+        made = self._seen(samples, 8)
+        if _gan_closed.serves(self) and not (self.path_length or self.latent_diversity):
             optimizer.zero_grad(set_to_none=True)
             loss = _gan_closed.generator_step(self, self._seen(x, 9), made)
             optimizer.step()
@@ -299,9 +322,12 @@ class GANTrainer:
                 real = gan.judge(self._seen(x, 9), labels)
         loss = self.measure("generator", real, gan.judge(made, labels))
         whole, path = loss, nothing
+        if self.latent_diversity:
+            near = self._made(len(x), labels, 6, step=True)
+            whole = whole + latent_diversity_penalty(samples, near, weight=self.latent_diversity)
         if self.path_length and self.steps // self.n_critic % self.path_every == 0:
             added = self._path(max(1, len(x) // 2), labels)
-            whole, path = torch.add(loss, added, alpha=self.path_every), added.detach()
+            whole, path = torch.add(whole, added, alpha=self.path_every), added.detach()
         optimizer.zero_grad(set_to_none=True)
         whole.backward()
         optimizer.step()
