@@ -92,7 +92,7 @@ def rectangles(count, channel, seed):
 
 
 def test_colors_are_swapped_without_pairs():
-    """Red rectangles become blue ones where they are: not by either set alone, which says nothing of places."""
+    """Red rectangles become blue ones and back, from sets that show each other's colors alone; pixel by pixel."""
     trainer = small(1, lr=1e-2, ema=0.9)
     red, blue, unseen = rectangles(256, 0, 1), rectangles(256, 2, 2), rectangles(64, 0, 3)
 
