@@ -17,7 +17,7 @@ BENCHMARKS = (
     "reparameterize_kl", "elbo", "iwae_bound", "vector_quantize", "vae_step", "bernoulli_sample", "rotary", "attention",
     "attention_gpt", "attention_varlen", "attention_decode", "encoder", "hf_bert", "rbm_cd", "rbm_ais", "gemm",
     "overhead", "gan_loss", "gan_penalty", "spectral_normalize", "minibatch_stddev", "adain", "upfirdn2d",
-    "filtered_lrelu", "bias_act", "gan_step",
+    "filtered_lrelu", "bias_act", "diff_augment", "gan_step",
 )  # fmt: skip
 LONG_BENCHMARKS = ("attention_sweep",)  # only on request
 BENCHMARKS_HELP = f"Any of {', '.join(BENCHMARKS)}, all by default; or {', '.join(LONG_BENCHMARKS)}."
@@ -263,6 +263,9 @@ def train(
     path_length: Annotated[
         float, typer.Option(help="Weight of the generator's path lengths; stylegan2.", rich_help_panel=ADVERSARIES)
     ] = 0.0,
+    mixing: Annotated[
+        float, typer.Option(help="Probability of mixed styles in training; stylegan2.", rich_help_panel=ADVERSARIES)
+    ] = 0.0,
     n_critic: Annotated[
         int | None, typer.Option(help="The discriminator's steps to one of the generator.", rich_help_panel=ADVERSARIES)
     ] = None,
@@ -273,8 +276,9 @@ def train(
         str, typer.Option(help="none, diff (always) or ada (as overfitting demands).", rich_help_panel=ADVERSARIES)
     ] = "none",
     policy: Annotated[
-        str, typer.Option(help="Of the augmentation.", rich_help_panel=ADVERSARIES)
+        str, typer.Option(help="Parts of diff, and of consistency.", rich_help_panel=ADVERSARIES)
     ] = "color,translation,cutout",
+    pipeline: Annotated[str, typer.Option(help="Parts of ada.", rich_help_panel=ADVERSARIES)] = "blit,geometry,color",
     ada_target: Annotated[
         float, typer.Option(help="Mean sign of the real logits that ada steers to.", rich_help_panel=ADVERSARIES)
     ] = 0.6,

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "BINARIZE", "Rows", "binarize", "digits", "one_hot", "parse_size", "read_csv", "read_idx", "read_images",
-    "read_rows",
+    "BINARIZE", "Rows", "binarize", "digits", "one_hot", "parse_size", "read_csv", "read_idx", "read_idx_labels",
+    "read_images", "read_rows",
 ]  # fmt: skip
 
 BINARIZE = ("threshold", "sample", "none")
@@ -36,10 +36,11 @@ class Rows(NamedTuple):
 
     values: Tensor  # [N, V], float32
     shape: tuple[int, ...] | None  # of an example that is an image, with V elements; None for a plain row
+    labels: Tensor | None = None  # [N], int64, where the data have some
 
 
 def digits() -> Rows:
-    """scikit-learn's 1,797 handwritten 8 x 8 digits, scaled to [0, 1].
+    """scikit-learn's 1,797 handwritten 8 x 8 digits, scaled to [0, 1], and their labels.
 
     Raises:
         ModuleNotFoundError: without scikit-learn (``pip install genfast[examples]``).
@@ -50,12 +51,13 @@ def digits() -> Rows:
     """
     from sklearn import datasets
 
-    images = torch.tensor(datasets.load_digits().images, dtype=torch.float32)
-    return Rows(images.flatten(1) / 16, (8, 8))
+    found = datasets.load_digits()
+    images = torch.tensor(found.images, dtype=torch.float32)
+    return Rows(images.flatten(1) / 16, (8, 8), torch.tensor(found.target, dtype=torch.int64))
 
 
 def read_rows(source: str, scale: float | None = None, size: tuple[int, int] | None = None) -> Rows:
-    """Reads ``digits``, ``idx:PATH``, ``csv:PATH`` or ``images:DIR``.
+    """Reads ``digits``, ``idx:PATH``, ``csv:PATH`` or ``images:DIR``; of ``idx`` also labels that lie beside the file.
 
     Args:
         source: what to read.
@@ -79,6 +81,7 @@ def read_rows(source: str, scale: float | None = None, size: tuple[int, int] | N
         rows = digits()
     elif kind == "idx" and path:
         rows = read_idx(path)
+        rows = rows._replace(labels=read_idx_labels(path, len(rows.values)))
     elif kind == "csv" and path:
         rows = Rows(read_csv(path), None)
     elif kind == "images" and path:
@@ -89,7 +92,7 @@ def read_rows(source: str, scale: float | None = None, size: tuple[int, int] | N
         return rows
     if not (math.isfinite(scale) and scale != 0):
         raise ValueError(f"scale must be a finite number other than 0, got {scale:g}")
-    return Rows(rows.values / scale, rows.shape)
+    return rows._replace(values=rows.values / scale)
 
 
 def _read_bytes(path: Path | str) -> bytes:
@@ -151,6 +154,39 @@ def read_idx(path: Path | str) -> Rows:
     if len(bad):
         raise ValueError(f"{path}: example {int(bad[0, 0])} (from 0) has a value that is NaN or too large for float32")
     return Rows(values, tuple(shape[1:]))
+
+
+def read_idx_labels(path: Path | str, count: int) -> Tensor | None:
+    """Labels of an idx file of images, from the file beside it that is named as MNIST's are.
+
+    Args:
+        path: of the images, e.g. ``train-images-idx3-ubyte``; the labels are then in ``train-labels-idx1-ubyte``, with
+            or without ``.gz``.
+        count: how many images there are.
+
+    Returns:
+        [count], int64; None where the name has no ``images`` or there is no such file.
+
+    Raises:
+        ValueError: for labels that are no idx file of as many bytes.
+    """
+    path = Path(path)
+    before, images, after = path.name.rpartition("images")
+    if not images:
+        return None
+    name = before + "labels" + after.replace("idx3", "idx1")
+    names = (name, name.removesuffix(".gz"), f"{name}.gz")
+    beside = next((path.with_name(found) for found in names if path.with_name(found).is_file()), None)
+    if beside is None:
+        return None
+    content = _read_bytes(beside)
+    wanted = b"\0\0\x08\1" + struct.pack(">I", count)
+    if content[:8] != wanted or len(content) != 8 + count:
+        raise ValueError(
+            f"{beside} lies beside {path.name} and should hold its labels, {count} bytes in an idx file of one "
+            "dimension, but does not; move it away to go without"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=8).astype(np.int64))
 
 
 def parse_size(text: str, what: str = "size") -> tuple[int, int]:

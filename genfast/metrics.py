@@ -18,6 +18,7 @@ __all__ = [
     "frechet_distance",
     "label_coverage",
     "mode_coverage",
+    "nearest_labels",
     "precision_recall",
 ]
 
@@ -137,6 +138,48 @@ def label_coverage(labels: Tensor, classes: int, real: Tensor | None = None) -> 
         raise ValueError("label_coverage: the samples have classes that the real data lack, so that KL is infinite")
     divergence = (found[present] * (found[present] / wanted[present]).log()).sum().item()
     return int(present.sum()), max(0.0, divergence)
+
+
+def nearest_labels(samples: Tensor, real: Tensor, labels: Tensor, k: int = 5) -> Tensor:
+    """Labels of samples by their nearest neighbors: a classifier that needs no training, for ``label_coverage``.
+
+    A sample has the label that most of its k nearest real rows have; of equally frequent ones that of the nearest row.
+
+    Args:
+        samples: [M, D].
+        real: [N, D], rows whose labels are known.
+        labels: [N], integers from 0.
+        k: at most N.
+
+    Returns:
+        [M], int64.
+
+    Raises:
+        TypeError, ValueError: for tensors that are no matrices of one width, values that are not finite, labels that do
+            not fit, or a k out of range.
+
+    Examples:
+        >>> real, labels = torch.tensor([[0.0], [1.0], [5.0], [6.0]]), torch.tensor([0, 0, 1, 1])
+        >>> nearest_labels(torch.tensor([[0.2], [4.0]]), real, labels, k=2)
+        tensor([0, 1])
+    """
+    samples, real = _pair("nearest_labels", ("samples", "real"), samples, real)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"nearest_labels: labels must be a tensor of integers, got {getattr(labels, 'dtype', labels)}")
+    if labels.shape != real.shape[:1] or labels.device != real.device or int(labels.min()) < 0:
+        raise ValueError(
+            f"nearest_labels: labels must be [{len(real)}] on {real.device}, from 0, got {tuple(labels.shape)} on "
+            f"{labels.device}"
+        )
+    check_count("nearest_labels", "k", k, 1, len(real) + 1)
+    labels, found = labels.long(), []
+    samples, real = samples.float(), real.float()
+    for part in samples.split(_ROWS):
+        order = torch.cdist(part, real).topk(k, largest=False).indices
+        near = labels[order]
+        votes = (near.unsqueeze(2) == near.unsqueeze(1)).sum(2)
+        found.append(near.gather(1, votes.argmax(1, keepdim=True)).squeeze(1))
+    return torch.cat(found)
 
 
 def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> PrecisionRecall:

@@ -15,6 +15,7 @@ from genfast.benchmarks.ops import (
     adain,
     bernoulli_sample,
     bias_act,
+    diff_augment,
     filtered_lrelu,
     gemm,
     minibatch_stddev,
@@ -190,6 +191,23 @@ def test_minibatch_stddev_check_finds_each_fault():
         assert "gradient is off" in found.check(inputs, (out, inputs[1][:, :6] * 2))
         assert "shape" in found.check(inputs, (out[:, :6], dx))
         assert found.floor_bytes == (5 * 576 + 2 * 96) * dtype.itemsize
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 9, 6), (8, 1, 5, 16), (3, 3, 32, 32)])
+def test_diff_augment_check_finds_each_fault(shape):
+    for dtype in (torch.float32, torch.bfloat16):
+        found = diff_augment._case(shape, dtype, True, harness.Settings(compiled=False))
+        inputs = found.inputs()
+        for name, contender in found.contenders.items():
+            assert found.check(inputs, contender(*inputs)) is None, name
+        out, dx = found.contenders["genfast"](*inputs)
+        assert "out is off" in found.check(
+            inputs, (genfast.ops.diff_augment(inputs[0], seed=diff_augment.SEED + 1), dx)
+        )
+        assert "out is off" in found.check(inputs, (genfast.ops.diff_augment(inputs[0], "color", seed=7), dx))
+        assert "gradient is off" in found.check(inputs, (out, inputs[2]))
+        assert "shape" in found.check(inputs, (out[1:], dx))
+        assert found.floor_bytes == 4 * inputs[0].numel() * dtype.itemsize
 
 
 def test_adain_check_finds_each_fault():

@@ -245,7 +245,7 @@ def test_training_learns_and_measures_what_it_says(tmp_path):
     assert first < -24  # little better than the biases alone
     assert last > first + 3
     run_ = training.load(path)
-    rows, held_out = training.prepare(run_, digits())
+    rows, held_out, _ = training.prepare(run_, digits())
     rbm = run_.model.double()
     rows, held_out = rows.double(), held_out.double()
     assert rbm.pseudo_likelihood(held_out).item() == pytest.approx(last, abs=1e-3)

@@ -56,8 +56,9 @@ KINDS = {
     "mlp": ("--arch", "mlp", "--hidden", "16,8", "--packed", 2, "--loss", "nonsaturating"),
     "dcgan": ("--arch", "dcgan", "--hidden", 6, "--r1", 0.1, "--weight-decay", 0.01),
     "sngan": ("--arch", "sngan", "--hidden", 6, "--discriminator-lr", 0.001),
-    "ada": ("--arch", "dcgan", "--hidden", 6, "--augment", "ada", "--ada-images", 500, "--consistency", 1),
-    "stylegan2": ("--arch", "stylegan2", "--hidden", 6, "--path-length", 1, "--penalty-every", 2),
+    "ada": ("--arch", "dcgan", "--hidden", 6, "--augment", "ada", "--ada-images", 500, "--pipeline", "blit",
+            "--consistency", 1),
+    "stylegan2": ("--arch", "stylegan2", "--hidden", 6, "--path-length", 1, "--penalty-every", 2, "--mixing", 0.9),
     "wgan-gp": ("--loss", "wasserstein", "--r1", 0, "--r2", 0, "--gradient-penalty", 10, "--n-critic", 2),
 }  # fmt: skip
 
@@ -114,13 +115,51 @@ def test_measures_are_means_and_those_of_the_average(tmp_path, small):
     assert measures[0].penalty == pytest.approx(mean)
 
 
+def test_modes_are_those_of_labels(tmp_path):
+    """Labels beside the data: their classes, and KL, by the majority of five neighbors, in print and in the log."""
+    rows = digits()
+    chosen = (rows.labels % 2 == 0).nonzero().flatten()[:300]  # 5 classes
+    levels = (rows.values[chosen] * 255).round().to(torch.uint8)
+    images, path = tmp_path / "even-images-idx3-ubyte", tmp_path / "gan.safetensors"
+    images.write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, 300, 8, 8) + levels.numpy().tobytes())
+    command = ("train", "gan", "--data", f"idx:{images}", "--hidden", 32, "--batch", 30, "--out", path)
+    assert "modes of" not in run(*command, "--epochs", 1)
+    assert [row["modes"] for row in log_of(path)] == [""]
+    labels = rows.labels[chosen].to(torch.uint8).numpy().tobytes()
+    (tmp_path / "even-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 300) + labels)
+    shown = run(*command, "--resume", "--epochs", 3)
+    assert "modes of 5 KL precision" in shown
+    last = log_of(path)[-1]
+    run_ = training.load(path)
+    split = training.prepare(run_, read_rows(f"idx:{images}"))
+    assert split.labels.unique().tolist() == [0, 1, 2, 3, 4]
+    distance = torch.cdist(training.sample(run_, 1000), (split.train + 1) / 2)
+    near = split.labels[distance.argsort(1)[:, :5]]
+    votes = torch.nn.functional.one_hot(near, 5).sum(1)
+    shares = votes.argmax(1).bincount(minlength=5) / 1000
+    assert abs(int(last["modes"]) - int((shares > 0).sum())) <= 1  # votes may tie
+    wanted = split.labels.bincount() / len(split.labels)
+    divergence = (shares * (shares.clamp(min=1e-9) / wanted).log()).sum().item()
+    assert float(last["divergence"]) == pytest.approx(divergence, abs=0.1)
+    assert divergence > 0.01
+
+
+def test_the_digits_are_found(tmp_path):
+    path = tmp_path / "gan.safetensors"
+    shown = run("train", "gan", "--data", "digits", "--epochs", 8, "--lr", 0.002, "--out", path)
+    assert "modes of 10" in shown
+    first, *_, last = log_of(path)
+    assert int(last["modes"]) >= 9
+    assert float(last["divergence"]) < min(1.0, float(first["divergence"]))
+
+
 def test_the_loaded_model_samples_its_average(tmp_path, small):
     path = tmp_path / "gan.safetensors"
     run("train", "gan", "--data", small, "--arch", "dcgan", "--hidden", 4, "--epochs", 1, "--out", path)
     tensors, _ = contents(path)
     model = training.load_model(path)
     for name, tensor in model.generator.state_dict().items():
-        assert torch.equal(tensor, tensors[f"optimizer.average.{name}"]), name
+        assert torch.equal(tensor, tensors[f"optimizer.average.module.{name}"]), name
     weight = "generator.layers.0.weight"
     assert not torch.equal(tensors[f"model.{weight}"], model.state_dict()[weight])
     assert model.sample(3, seed=0).shape == (3, 1, 8, 8)
@@ -146,10 +185,14 @@ def test_default_widths_leave_sides_of_four():
         (["--packed", "3"], "packed must divide the batch of 64"),
         (["--packed", "2", "--arch", "sngan"], "packed is for arch mlp and dcgan"),
         (["--path-length", "1"], "path_length is for arch stylegan2"),
+        (["--mixing", "0.5"], "mixing is for arch stylegan2"),
+        (["--mixing", "1.5", "--arch", "stylegan2"], "mixing is a probability"),
         (["--augment", "diff"], "augment is for images"),
         (["--augment", "maybe", "--arch", "dcgan"], "augment must be one of none, diff, ada"),
         (["--consistency", "1"], "consistency is for images"),
         (["--policy", "blur", "--arch", "dcgan"], "blur"),
+        (["--pipeline", "blur", "--arch", "dcgan"], "unknown part 'blur' of the pipeline"),
+        (["--ada-target", "2", "--arch", "dcgan"], "ada_target must be at most 1"),
         (["--n-critic", "0"], "n_critic must be at least 1"),
         (["--codes", "9"], "--codes is for vqvae, not for gan"),
         (["--binarize", "sample"], "binarize must be one of none"),

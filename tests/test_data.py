@@ -39,6 +39,29 @@ def test_idx_of_other_types_is_left_as_it_is(tmp_path, dtype):
     assert torch.equal(found.values, torch.tensor([[-3.0, 7.0], [120.0, 0.0]]))
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "packed"),
+    [
+        ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", False),
+        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", True),
+        ("t10k-images.idx3-ubyte", "t10k-labels.idx1-ubyte.gz", True),
+        ("images.gz", "labels", False),
+    ],
+)
+def test_idx_labels_lie_beside(tmp_path, images, labels, packed):
+    source = f"idx:{idx(tmp_path / images, np.ones((3, 2, 2), np.uint8), packed=images.endswith('gz'))}"
+    assert data.read_rows(source).labels is None
+    idx(tmp_path / labels, np.array([7, 0, 7], np.uint8), packed=packed)
+    for scale in (None, 2.0):
+        found = data.read_rows(source, scale)
+        assert found.labels.dtype == torch.int64
+        assert found.labels.tolist() == [7, 0, 7]
+    for wrong in (np.array([7, 0], np.uint8), np.array([[7, 0, 7]], np.uint8), np.array([7, 0, 7], np.int8)):
+        idx(tmp_path / labels, wrong, packed=packed)
+        with pytest.raises(ValueError, match=r"labels.* lies beside .*images.* 3 bytes"):
+            data.read_rows(source)
+
+
 def test_idx_errors(tmp_path):
     images = np.ones((2, 3, 3), np.uint8)
     path = tmp_path / "file"

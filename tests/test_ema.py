@@ -101,6 +101,8 @@ def test_half_life_does_not_depend_on_the_batch_size():
          [0.5 ** (10 / min(1000, 0.05 * 10 * n)) for n in range(1, 4)]),
         ({"decay": 0.5 ** (1 / 40), "warmup": 10.0}, [0.5 ** (1 / min(40, 10 * n)) for n in range(1, 6)]),
         ({"decay": 0.7}, [0.7] * 3),
+        ({"decay": 0.25, "ramp": 10}, [1 / 10, 2 / 11, 3 / 12, 0.25, 0.25]),
+        ({"decay": 0.0, "ramp": 10}, [0.0] * 2),
     ],
 )  # fmt: skip
 def test_decays_of_the_warm_up(options, wanted):
@@ -228,6 +230,9 @@ def test_a_run_goes_on_where_it_ended(dtype):
         (lambda: EMA(nn.ReLU(), "1"), TypeError, "decay must be a number, got str"),
         (lambda: EMA(nn.ReLU(), half_life=0), ValueError, "half_life must be above 0"),
         (lambda: EMA(nn.ReLU(), warmup=-1.0), ValueError, "warmup must be above 0"),
+        (lambda: EMA(nn.ReLU(), ramp=0.5), ValueError, "ramp must be at least 1"),
+        (lambda: EMA(nn.ReLU(), ramp=10, warmup=0.1), ValueError, "ramp goes with decay alone"),
+        (lambda: EMA(nn.ReLU(), ramp=10, half_life=100), ValueError, "ramp goes with decay alone"),
         (lambda: EMA(nn.ReLU(), samples_per_update=0), ValueError, "samples_per_update must be above 0"),
         (lambda: EMA(nn.ReLU(), half_life=5.0).update(-1), ValueError, "samples must be at least 0"),
     ],

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genfast import ops
-from genfast.models import DCGAN, GAN, MLPGAN, SNGAN, StyleGAN2
+from genfast.demo.gan import make_gan, make_trainer
+from genfast.models import DCGAN, GAN, MLPGAN, SNGAN, PackedDiscriminator, StyleGAN2
+from genfast.nn import ada_augment, perturb_latents
 from genfast.training import GANTrainer
 
 
@@ -91,10 +94,15 @@ MODELS = {
     "dcgan": (lambda: DCGAN((1, 8, 8), [4], 4), {"betas": (0.5, 0.9), "weight_decay": 0.1}),
     "sngan": (lambda: SNGAN((1, 8, 8), [4], 4, classes=2), {"loss": "hinge", "betas": (0.0, 0.9), "n_critic": 2}),
     "ada": (
-        lambda: DCGAN((1, 8, 8), [4], 4), {"augment": "ada", "ada_images": 40, "ada_target": -1.0, "consistency": 2}
+        lambda: DCGAN((1, 8, 8), [4], 4),
+        {"augment": "ada", "ada_images": 40, "ada_target": -1.0, "ada_interval": 3, "consistency": 2},
+    ),
+    "zcr": (
+        lambda: DCGAN((1, 8, 8), [4], 4), {"latent_consistency": 5.0, "latent_diversity": 0.5, "augment": "diff"}
     ),
     "stylegan2": (
-        lambda: StyleGAN2((1, 8, 8), [4], 4), {"r1": 1.0, "penalty_every": 2, "path_length": 2.0, "path_every": 2}
+        lambda: StyleGAN2((1, 8, 8), [4], 4, mixing=0.5),
+        {"r1": 1.0, "penalty_every": 2, "path_length": 2.0, "path_every": 2},
     ),
 }  # fmt: skip
 
@@ -211,6 +219,50 @@ def test_both_methods_of_penalties_agree(option):
         torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize("augment", [None, "diff"])
+def test_latent_consistency_is_that_of_small_steps(augment):
+    torch.manual_seed(0)
+    gan = GAN(
+        nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8))),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), 4,
+    )  # fmt: skip
+    options = {"augment": augment, "lr": 0.0}
+    trainer = GANTrainer(gan, latent_consistency=3.0, latent_diversity=0.7, latent_deviation=0.5, **options)
+    seeds = [trainer._seed(purpose) for purpose in (0, 6)]
+    seen = (lambda x: ops.diff_augment(x, seed=trainer_seed)) if augment else (lambda x: x)
+    trainer_seed = trainer._seed(3)
+    measured = trainer.step(images())
+    z = gan.noise(8, seeds[0])
+    near = perturb_latents(z, 0.5, seed=seeds[0])
+    gap = gan.judge(seen(gan.generate(z))) - gan.judge(seen(gan.generate(near)))
+    torch.testing.assert_close(measured.penalty, 3.0 * gap.square().mean())
+    slopes = [p.grad.clone() for p in gan.generator.parameters()]
+    plain = GANTrainer(gan, **options)
+    plain.step(images())
+    z = gan.noise(8, seeds[1])
+    near = perturb_latents(z, 0.5, seed=seeds[1])
+    wanted = torch.autograd.grad(
+        -0.7 * (gan.generate(z) - gan.generate(near)).square().mean(), list(gan.generator.parameters())
+    )
+    for got, other, added in zip(slopes, [p.grad for p in gan.generator.parameters()], wanted, strict=True):
+        torch.testing.assert_close(got, other + added, rtol=1e-4, atol=1e-6)
+        assert added.abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("option", ["latent_consistency", "latent_diversity"])
+def test_latent_consistency_of_fully_connected_networks(option):
+    """These options take the graph's way, not that of closed forms."""
+    found = []
+    for weight in (0.0, 5.0):
+        trainer = GANTrainer(mlp(), lr=1e-2, **{option: weight})
+        trainer.step(batch())
+        found.append(tensors(trainer))
+    side = "discriminator" if option == "latent_consistency" else "generator"
+    name = f"gan.{side}.layers.0.weight"
+    assert not torch.equal(found[0][name], found[1][name])
+    assert (found[0][f"{side}.layers.0.weight.exp_avg"] - found[1][f"{side}.layers.0.weight.exp_avg"]).abs().max() > 0
+
+
 def test_augmentation_is_what_the_discriminator_sees():
     """ "diff": both real and generated images, with noise of their own; the generator's gradients pass through it."""
     seen = []
@@ -248,19 +300,60 @@ def test_ada_steers_by_the_signs_of_real_logits():
         def forward(self, x):
             return self.weight * (1 + x.flatten(1).square().mean(1))
 
-    for sign, path in ((1, [0.08, 0.16, 0.24]), (-1, [0.0, 0.0, 0.0])):
+    for sign, interval, path in (
+        (1, 1, [0.08, 0.16, 0.24]), (-1, 1, [0.0, 0.0, 0.0]), (1, 2, [0.0, 0.16, 0.16])
+    ):  # fmt: skip
         gan = GAN(nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8))), Judge(sign), 4)
-        trainer = GANTrainer(gan, augment="ada", ada_images=100, lr=0.0)
+        trainer = GANTrainer(gan, augment="ada", ada_images=100, ada_interval=interval, lr=0.0)
         found = []
         for _ in range(3):
             assert trainer.step(images()).overfitting == sign
             found.append(trainer.augmentation_probability)
         assert found == pytest.approx(path)
-    trainer.p.fill_(0.3)
-    x = torch.rand(2000, 1, 8, 8) + 0.1
-    changed = (trainer._seen(x, 2) != x).flatten(1).any(1)
-    assert changed.double().mean().item() == pytest.approx(0.3, abs=0.04)
-    assert torch.equal(trainer._seen(x, 2)[~changed], x[~changed])
+
+
+def test_ada_augments_by_its_pipeline_and_the_step():
+    gan = GAN(nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8))), nn.Conv2d(1, 1, 8), 4)
+    trainer, x = GANTrainer(gan, augment="ada", pipeline="blit,color", seed=3), images()
+    assert torch.equal(trainer._seen(x, 2), x)
+    trainer.ada.p.fill_(0.6)
+    found = []
+    for trainer.steps in (0, 1, 0):
+        found.append(trainer._seen(x, 2))
+        assert torch.equal(found[-1], ada_augment(x, 0.6, pipeline="blit,color", seed=trainer._seed(2)))
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], trainer._seen(x, 3))
+
+
+def test_ada_counts_images_where_logits_are_of_packs():
+    torch.manual_seed(0)
+    judge = nn.Linear(128, 1)
+    nn.init.zeros_(judge.weight)
+    nn.init.ones_(judge.bias)
+    gan = GAN(
+        nn.Sequential(nn.Linear(4, 64), nn.Unflatten(1, (1, 8, 8))),
+        PackedDiscriminator(nn.Sequential(nn.Flatten(), judge), 2), 4,
+    )  # fmt: skip
+    trainer = GANTrainer(gan, augment="ada", ada_images=100, ada_interval=1, lr=0.0)
+    trainer.step(images())
+    assert trainer.augmentation_probability == pytest.approx(0.08)
+
+
+def test_a_step_of_the_demo_makes_few_calls():
+    class Counting(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            Counting.calls += 1
+            return function(*arguments, **(options or {}))
+
+    trainer = make_trainer(make_gan())
+    x = torch.randn(16, 64).sign()
+    trainer.step(x)
+    with Counting():
+        trainer.step(x)
+    assert Counting.calls < 180  # 173 with torch 2.13; about 950 in plain PyTorch
 
 
 def test_n_critic_and_the_average():
@@ -298,7 +391,11 @@ def test_buffers_follow_the_average():
         ({"penalty_method": "triple"}, "method"),
         ({"augment": "often"}, "augment must be None"),
         ({"policy": "blur"}, "blur"),
-        ({"ada_target": 2.0}, "ada_target must be in"),
+        ({"latent_diversity": -1.0}, "latent_diversity must be a finite number"),
+        ({"ada_target": 2.0}, "target must be in"),
+        ({"ada_images": 0}, "images must be at least 1"),
+        ({"ada_interval": 0}, "interval must be at least 1"),
+        ({"pipeline": "blur"}, "unknown part 'blur' of the pipeline"),
         ({"path_length": 1.0}, "path_length needs a generator with mapping and synthesis"),
     ],
 )
@@ -319,6 +416,10 @@ def test_bad_batches_and_states_are_explained():
     for wrong in (
         {name: t for name, t in state.items() if name != "steps"},
         {name: t for name, t in state.items() if not name.endswith("0.weight.exp_avg")},
+        {name: t for name, t in state.items() if name != "average.updates"},
+        {name: t for name, t in state.items() if name != "gan.discriminator.layers.1.bias"},
+        {**state, "gan.generator.layers.0.weight": state["gan.generator.layers.0.weight"] + 1, "more": torch.zeros(2)},
+        {**state, "ada.p": torch.zeros(())},
         {**state, "steps": torch.tensor(-1)},
         {**state, "gan.more": torch.zeros(2)},
     ):

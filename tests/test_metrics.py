@@ -7,7 +7,14 @@ import types
 import pytest
 import torch
 
-from genfast.metrics import fidelity, frechet_distance, label_coverage, mode_coverage, precision_recall
+from genfast.metrics import (
+    fidelity,
+    frechet_distance,
+    label_coverage,
+    mode_coverage,
+    nearest_labels,
+    precision_recall,
+)
 
 
 def ring(modes=8):
@@ -29,6 +36,28 @@ def test_mode_coverage_counts_what_is_near():
     assert mode_coverage(edge, centers, 0.01).counts.tolist() == [1, *[0] * 7]
     many = samples.repeat(4, 1)
     assert torch.equal(mode_coverage(many, centers, 0.01).counts, 4 * found.counts)
+
+
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_nearest_labels_are_those_of_the_majority(k):
+    generator = torch.Generator().manual_seed(k)
+    real, samples = torch.randn(60, 3, generator=generator), torch.randn(200, 3, generator=generator)
+    labels = torch.randint(5, (60,), generator=generator)
+    found, ties = nearest_labels(samples, real, labels, k).tolist(), 0
+    for sample, label in zip(samples, found, strict=True):
+        near = labels[(real - sample).square().sum(1).argsort()[:k]].tolist()
+        counts = [near.count(other) for other in near]
+        assert label == next(other for other, count in zip(near, counts, strict=True) if count == max(counts))
+        ties += len({other for other, count in zip(near, counts, strict=True) if count == max(counts)}) > 1
+    assert (ties > 0) == (k > 1)
+    for bad, message in (
+        ((samples, real, labels[1:], k), r"labels must be \[60\]"), ((samples, real, labels, 61), "k must be in"),
+        ((samples, real, labels - 1, k), "from 0"), ((samples[:, 1:], real, labels, k), "one width"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            nearest_labels(*bad)
+    with pytest.raises(TypeError, match="integers"):
+        nearest_labels(samples, real, labels.float(), k)
 
 
 def test_label_coverage_is_kl():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genfast import random
 from genfast._checks import check_count
 from genfast.models._gan_layers import (
     activate,
@@ -22,6 +23,7 @@ from genfast.models._gan_layers import (
     upsample,
 )  # fmt: skip
 from genfast.models.gan import GAN
+from genfast.ops import _noise
 
 __all__ = ["StyleGAN2", "StyleGAN2Discriminator", "StyleGAN2Generator"]
 
@@ -119,10 +121,12 @@ class StyleGAN2Generator(nn.Module):
         style: size of w; None for that of z.
         mapping_layers: of the mapping network.
         classes: number of classes, or None.
+        mixing: probability, in training mode, that a sample's layers from a random one on have the w of another z
+            (style mixing).
         fused: genfast's ops; False: plain PyTorch.
 
     Raises:
-        ValueError: for a shape that cannot be halved that often, or sizes below 1.
+        ValueError: for a shape that cannot be halved that often, sizes below 1, or a probability outside [0, 1].
 
     Examples:
         >>> generator = StyleGAN2Generator((3, 16, 16), [8, 16], latent=8)
@@ -135,9 +139,11 @@ class StyleGAN2Generator(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], channels: Sequence[int] = (64, 128), latent: int = 64, *, style: int | None = None,
-        mapping_layers: int = 4, classes: int | None = None, fused: bool = True,
+        mapping_layers: int = 4, classes: int | None = None, mixing: float = 0.0, fused: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        if not 0.0 <= mixing <= 1.0:
+            raise ValueError(f"StyleGAN2Generator: mixing must be a probability in [0, 1], got {mixing}")
         height, width = levels("StyleGAN2Generator", shape, len(channels))
         check_count("StyleGAN2Generator", "latent", latent, 1)
         check_count("StyleGAN2Generator", "mapping_layers", mapping_layers, 1)
@@ -159,7 +165,7 @@ class StyleGAN2Generator(nn.Module):
             self.convs.append(StyledConv(wide, wide, style, fused=fused))
             self.images.append(ToImage(wide, shape[0], style, fused))
         self.sizes = [(height, width), *((height << i, width << i) for i in range(1, len(widths)) for _ in range(2))]
-        self.style, self.fused = style, fused
+        self.style, self.mixing, self.fused = style, float(mixing), fused
 
     def mapping(self, z: Tensor, labels: Tensor | None = None, truncation: float = 1.0) -> Tensor:
         """w [B, style] of z [B, latent]; ``truncation`` below 1 draws it to its running mean."""
@@ -171,6 +177,21 @@ class StyleGAN2Generator(nn.Module):
             with torch.no_grad():
                 self.average.lerp_(w.detach().mean(0).to(self.average.dtype), 1 - _AVERAGE)
         return w if truncation == 1.0 else torch.lerp(self.average.to(w.dtype), w, truncation)
+
+    def mixed(self, z: Tensor, labels: Tensor | None = None, seed: int | Tensor | None = None) -> Tensor:
+        """w [B, layers, style]: that of z, and with probability ``mixing`` from a random layer on that of another z.
+
+        The layer is none of the first one's, so that every mixed sample has both; all draws depend on the seed and the
+        sample's index.
+        """
+        count, layers = len(z), len(self.sizes)
+        drawn = random.as_seed(seed, z.device)
+        other = _noise.normal(drawn, z.numel(), 0, 1).to(z.device, z.dtype).view(z.shape)
+        both = self.mapping(torch.cat((z, other)), None if labels is None else labels.repeat(2)).unsqueeze(1)
+        u = _noise.uniform(drawn, 2 * count, 0, 1).to(z.device).view(count, 2)
+        first = torch.where(u[:, 0] < self.mixing, 1 + (u[:, 1] * (layers - 1)).floor(), layers)
+        own = torch.arange(layers, device=z.device) < first.unsqueeze(1)
+        return torch.where(own.unsqueeze(2), both[:count], both[count:])
 
     def synthesis(self, w: Tensor, seed: int | Tensor | None = None) -> Tensor:
         """Images [B, channels, height, width] of w [B, style], or [B, layers, style] with one for each of the layers.
@@ -193,7 +214,11 @@ class StyleGAN2Generator(nn.Module):
     def forward(
         self, z: Tensor, labels: Tensor | None = None, seed: int | Tensor | None = None, truncation: float = 1.0
     ) -> Tensor:
-        """z [B, latent] to images [B, channels, height, width]."""
+        """z [B, latent] to images [B, channels, height, width]; in training with ``mixing``."""
+        if self.training and self.mixing > 0:
+            seed = random.as_seed(seed, z.device)
+            w = self.mixed(z, labels, seed)
+            return self.synthesis(w if truncation == 1.0 else torch.lerp(self.average.to(w.dtype), w, truncation), seed)
         return self.synthesis(self.mapping(z, labels, truncation), seed)
 
 
@@ -270,13 +295,15 @@ class StyleGAN2(GAN):
         latent: size of z and w.
         mapping_layers: of the mapping network.
         classes: number of classes, or None.
+        mixing: probability that samples in training mix the w of two z; 0.9 in the paper for faces.
         fused: genfast's ops; False: plain PyTorch, with the same ``state_dict``.
 
     Raises:
-        ValueError: for a shape that cannot be halved that often, or sizes below 1.
+        ValueError: for a shape that cannot be halved that often, sizes below 1, or a probability outside [0, 1].
 
-    Source: Karras et al., "Analyzing and improving the image quality of StyleGAN", CVPR 2020. Upsampled layers blur
-    before the convolution here, not after it.
+    Source: Karras et al., "Analyzing and improving the image quality of StyleGAN", CVPR 2020; Karras, Laine and Aila,
+    "A style-based generator architecture for generative adversarial networks", CVPR 2019, section 3.1 (style mixing).
+    Upsampled layers blur before the convolution here, not after it.
 
     Examples:
         >>> gan = StyleGAN2((1, 28, 28), channels=[8, 16], latent=8)
@@ -286,11 +313,11 @@ class StyleGAN2(GAN):
 
     def __init__(
         self, shape: Sequence[int] = (1, 28, 28), channels: Sequence[int] = (64, 128), latent: int = 64, *,
-        mapping_layers: int = 4, classes: int | None = None, fused: bool = True,
+        mapping_layers: int = 4, classes: int | None = None, mixing: float = 0.0, fused: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(
             StyleGAN2Generator(
-                shape, channels, latent, mapping_layers=mapping_layers, classes=classes, fused=fused
+                shape, channels, latent, mapping_layers=mapping_layers, classes=classes, mixing=mixing, fused=fused
             ),
             StyleGAN2Discriminator(shape, channels, classes=classes, fused=fused),
             latent,

@@ -10,12 +10,12 @@ from genfast.nn.conditional_rbm import ConditionalRBM
 from genfast.nn.conv_rbm import ConvRBM
 from genfast.nn.diff_augment import DiffAugment
 from genfast.nn.filtered_lrelu import FilteredLReLU
+from genfast.nn.gan_consistency import consistency_penalty, latent_diversity_penalty, perturb_latents
 from genfast.nn.gan_losses import GANLoss, gan_discriminator_loss, gan_generator_loss
 from genfast.nn.gan_penalties import (
     LazyAdam,
     LazyRegularization,
     PathLengthPenalty,
-    consistency_penalty,
     gradient_penalty,
     lazy_optimizer_parameters,
     path_length_penalty,
@@ -101,8 +101,10 @@ __all__ = [
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_penalty",
+    "latent_diversity_penalty",
     "lazy_optimizer_parameters",
     "path_length_penalty",
+    "perturb_latents",
     "r1_penalty",
     "r2_penalty",
     "t5_buckets",

@@ -18,7 +18,7 @@ PARTS = ("blit", "geometry", "color")
 _UNIFORMS, _NORMALS = 20, 4  # of an image
 
 
-def _parts(op: str, pipeline: Any) -> tuple[str, ...]:
+def check_pipeline(op: str, pipeline: Any) -> tuple[str, ...]:
     if not isinstance(pipeline, str):
         raise TypeError(f"{op}: pipeline must be a string, got {type(pipeline).__name__}")
     parts = tuple(filter(None, (name.strip() for name in pipeline.split(","))))
@@ -164,7 +164,7 @@ def ada_augment(
     """
     op = "ada_augment"
     check_float_tensor(op, "x", x)
-    parts = _parts(op, pipeline)
+    parts = check_pipeline(op, pipeline)
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be images [batch, channels, height, width], got shape {shape_of(x)}")
     if "color" in parts and x.shape[1] not in (1, 3):
@@ -240,7 +240,7 @@ class ADA(nn.Module):
             raise ValueError(f"ADA: target must be in [-1, 1], got {target}")
         if not 0.0 <= float(p) <= 1.0:
             raise ValueError(f"ADA: p must be in [0, 1], got {p}")
-        _parts("ADA", pipeline)
+        check_pipeline("ADA", pipeline)
         self.target, self.pipeline = float(target), pipeline
         self.images = check_count("ADA", "images", images, 1)
         self.interval = check_count("ADA", "interval", interval, 1)
@@ -250,12 +250,26 @@ class ADA(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, real_logits: Tensor) -> None:
-        """Counts the signs of the logits of real images, and changes p where it is due."""
+    def update(self, real_logits: Tensor, *, images: int | None = None) -> None:
+        """Counts the signs of the logits of real images, and changes p where it is due.
+
+        Args:
+            real_logits: of any shape; of relativistic losses the differences of real and generated ones.
+            images: that they are of, where an image has several logits (patches) or several have one (packs); None:
+                as many as logits.
+
+        Raises:
+            TypeError, ValueError: for something else than floating-point logits, or no positive number of images.
+        """
         check_float_tensor("ADA.update", "real_logits", real_logits)
         signs = real_logits.detach().float().sign()
-        self.sign_sum += signs.sum()
-        self.sign_count += signs.numel()
+        count = signs.numel()
+        if images is not None:
+            images = check_count("ADA.update", "images", images, 1)
+            if count == 0:
+                raise ValueError(f"ADA.update: there are no logits of the {images} images")
+        self.sign_sum += signs.sum() if images is None else signs.mean() * images
+        self.sign_count += count if images is None else images
         self.updates += 1
         due = self.updates % self.interval == 0
         r = self.sign_sum / self.sign_count.clamp_min(1.0)

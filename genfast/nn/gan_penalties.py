@@ -1,4 +1,4 @@
-"""Penalties of GANs on gradients and on augmented examples; docs/gan_training.md has the mathematics."""
+"""Penalties of GANs on gradients; docs/gan_training.md has the mathematics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ __all__ = [
     "LazyAdam",
     "LazyRegularization",
     "PathLengthPenalty",
-    "consistency_penalty",
     "gradient_penalty",
     "lazy_optimizer_parameters",
     "path_length_penalty",
@@ -29,13 +28,13 @@ __all__ = [
 Network = Callable[[Tensor], Tensor]
 
 
-def _check_examples(op: str, name: str, x: Any) -> None:
+def check_examples(op: str, name: str, x: Any) -> None:
     check_float_tensor(op, name, x)
     if x.dim() < 2 or x.shape[0] == 0:
         raise ValueError(f"{op}: {name} must be [batch, ...] with at least one example, got shape {shape_of(x)}")
 
 
-def _check_number(op: str, name: str, value: Any, least: float = 0.0) -> float:
+def check_number(op: str, name: str, value: Any, least: float = 0.0) -> float:
     if isinstance(value, (bool, Tensor)) or not hasattr(value, "__float__"):
         raise TypeError(f"{op}: {name} must be a float, got {type(value).__name__}")
     if not least <= float(value) < math.inf:
@@ -66,7 +65,7 @@ def _norms(gradient: Tensor) -> Tensor:
 
 
 def _zero_centered(op: str, network: Network, x: Tensor, gamma: float, method: str) -> Tensor:
-    gamma = _check_number(op, "gamma", gamma)
+    gamma = check_number(op, "gamma", gamma)
     check_method(op, method)
 
     def outer(gradient: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ def r1_penalty(discriminator: Network, real: Tensor, *, gamma: float = 1.0, meth
         25.0 tensor([6., 8.])
         25.0 tensor([6., 8.])
     """
-    _check_examples("r1_penalty", "real", real)
+    check_examples("r1_penalty", "real", real)
     return _zero_centered("r1_penalty", discriminator, real, gamma, method)
 
 
@@ -126,7 +125,7 @@ def r2_penalty(discriminator: Network, fake: Tensor, *, gamma: float = 1.0, meth
         >>> r2_penalty(lambda x: (x * x).sum(1), torch.ones(5, 3), gamma=1.0).item()  # gradients 2 x
         6.0
     """
-    _check_examples("r2_penalty", "fake", fake)
+    check_examples("r2_penalty", "fake", fake)
     return _zero_centered("r2_penalty", discriminator, fake, gamma, method)
 
 
@@ -174,10 +173,10 @@ def gradient_penalty(
         tensor(16.)
     """
     op = "gradient_penalty"
-    _check_examples(op, "real", real)
-    _check_examples(op, "fake", fake)
+    check_examples(op, "real", real)
+    check_examples(op, "fake", fake)
     check_same(op, "fake", fake, "real", real)
-    weight, target = _check_number(op, "weight", weight), _check_number(op, "target", target)
+    weight, target = check_number(op, "weight", weight), check_number(op, "target", target)
     check_method(op, method)
     offset = check_count(op, "offset", offset, 0, 2**62)
     u = _noise.uniform(random.as_seed(seed, real.device), real.shape[0], offset, 0).to(real.device)
@@ -235,14 +234,14 @@ def path_length_penalty(
         1.6
     """
     op = "path_length_penalty"
-    _check_examples(op, "latents", latents)
+    check_examples(op, "latents", latents)
     check_float_tensor(op, "mean_length", mean_length)
     if mean_length.dim() != 0 or mean_length.device != latents.device:
         raise ValueError(
             f"{op}: mean_length must be 0-d on {latents.device}, got shape {shape_of(mean_length)} on "
             f"{mean_length.device}"
         )
-    weight, decay = _check_number(op, "weight", weight), _check_number(op, "decay", decay)
+    weight, decay = check_number(op, "weight", weight), check_number(op, "decay", decay)
     if decay > 1.0:
         raise ValueError(f"{op}: decay must be in [0, 1], got {decay}")
     check_method(op, method)
@@ -293,7 +292,7 @@ class PathLengthPenalty(nn.Module):
 
     def __init__(self, weight: float = 2.0, decay: float = 0.01, method: str = "double_backward") -> None:
         super().__init__()
-        self.weight, self.decay = _check_number("PathLengthPenalty", "weight", weight), decay
+        self.weight, self.decay = check_number("PathLengthPenalty", "weight", weight), decay
         check_method("PathLengthPenalty", method)
         self.method = method
         self.register_buffer("mean_length", torch.zeros(()))
@@ -308,56 +307,6 @@ class PathLengthPenalty(nn.Module):
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}, decay={self.decay}, method={self.method!r}"
-
-
-def consistency_penalty(
-    discriminator: Network,
-    x: Tensor,
-    augmented: Tensor,
-    *,
-    weight: float = 10.0,
-    logits: Tensor | None = None,
-) -> Tensor:
-    """weight E (D(x) - D(T(x)))^2: the discriminator should not see an augmentation T.
-
-    At real examples this is CR-GAN; at real and at generated examples, two calls with weights of their own, bCR-GAN.
-    The square is summed over an example's logits.
-
-    Args:
-        discriminator: maps [batch, ...] to logits [batch, ...]; a part of it up to a hidden layer works as well.
-        x: [batch, ...].
-        augmented: T(x), of the same shape and dtype, for instance ``ops.diff_augment(x)``.
-        weight: at least 0.
-        logits: D(x) where it is known, which saves a pass; not detached.
-
-    Returns:
-        One number; float64 for float64 and float32 otherwise.
-
-    Raises:
-        TypeError: for something else than floating-point tensors and numbers.
-        ValueError: for examples of different shapes, logits that do not match, or a negative weight.
-
-    Source: Zhang et al., "Consistency regularization for generative adversarial networks", ICLR 2020, eq. 2; Zhao et
-    al., "Improved consistency regularization for GANs", AAAI 2021 (bCR).
-
-    Examples:
-        >>> consistency_penalty(lambda x: x.sum(1), torch.zeros(2, 3), torch.ones(2, 3), weight=1.0)
-        tensor(9.)
-    """
-    op = "consistency_penalty"
-    _check_examples(op, "x", x)
-    _check_examples(op, "augmented", augmented)
-    check_same(op, "augmented", augmented, "x", x)
-    weight = _check_number(op, "weight", weight)
-    logits = discriminator(x) if logits is None else logits
-    others = discriminator(augmented)
-    if logits.shape != others.shape or logits.dim() == 0 or logits.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{op}: logits of x and of the augmented must have one shape [{x.shape[0]}, ...], got "
-            f"{shape_of(logits)} and {shape_of(others)}"
-        )
-    kept = wide(logits.dtype)
-    return (logits.to(kept) - others.to(kept)).square().sum() * (weight / x.shape[0])
 
 
 class LazyRegularization:
@@ -426,8 +375,8 @@ def lazy_optimizer_parameters(lr: float, betas: tuple[float, float], interval: i
     """
     op = "lazy_optimizer_parameters"
     interval = check_count(op, "interval", interval, 1)
-    lr = _check_number(op, "lr", lr)
-    first, second = (_check_number(op, "betas", beta) for beta in betas)
+    lr = check_number(op, "lr", lr)
+    first, second = (check_number(op, "betas", beta) for beta in betas)
     if first >= 1.0 or second >= 1.0:
         raise ValueError(f"{op}: betas must be in [0, 1), got {betas}")
     share = interval / (interval + 1)

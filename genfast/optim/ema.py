@@ -66,6 +66,8 @@ class EMA(Generic[Module]):
         samples_per_update: the batch size, where ``update`` is not told.
         warmup: a ratio that bounds the half-life to that share of what has been seen (samples; updates with ``decay``),
             so that the first values are soon forgotten; e.g. 0.05. None: no bound.
+        ramp: bounds the decay of update n, from 0, by (1 + n) / (ramp + n), the other usual warm-up; e.g. 10. It goes
+            with ``decay`` alone. None: no bound.
         update_buffers: average floating-point buffers, such as running means; False copies them.
 
     Raises:
@@ -89,13 +91,17 @@ class EMA(Generic[Module]):
 
     def __init__(
         self, module: Module, decay: float = 0.999, *, half_life: float | None = None,
-        samples_per_update: int | None = None, warmup: float | None = None, update_buffers: bool = True,
+        samples_per_update: int | None = None, warmup: float | None = None, ramp: float | None = None,
+        update_buffers: bool = True,
     ) -> None:  # fmt: skip
         if not isinstance(module, nn.Module):
             raise TypeError(f"EMA: module must be a torch.nn.Module, got {type(module).__name__}")
         self.decay = _number("decay", decay, 0, 1, closed=True)
         self.half_life = None if half_life is None else _number("half_life", half_life, 0, math.inf, closed=False)
         self.warmup = None if warmup is None else _number("warmup", warmup, 0, math.inf, closed=False)
+        self.ramp = None if ramp is None else _number("ramp", ramp, 1, math.inf, closed=True)
+        if ramp is not None and (half_life is not None or warmup is not None):
+            raise ValueError("EMA: ramp goes with decay alone, not with half_life or warmup")
         self.samples_per_update = samples_per_update
         if samples_per_update is not None:
             _number("samples_per_update", samples_per_update, 0, math.inf, closed=False)
@@ -129,6 +135,8 @@ class EMA(Generic[Module]):
         """The decay of the next update, after ``samples`` more samples."""
         if self.half_life is None:
             amount, seen = 1.0, self.updates + 1.0
+            if self.ramp is not None:
+                return min(self.decay, (1 + self.updates) / (self.ramp + self.updates))
             if self.warmup is None or self.decay in (0.0, 1.0):
                 return self.decay
             half_life = math.log(0.5) / math.log(self.decay)

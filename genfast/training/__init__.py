@@ -1,6 +1,7 @@
 """The training behind ``genfast train``: options, the loops, and checkpoints that continue bit for bit."""
 
 from genfast.training.checkpoint import load, load_model, save
+from genfast.training.cyclegan_trainer import CycleGANStep, CycleGANTrainer, ImagePool
 from genfast.training.families import MODELS, start, train
 from genfast.training.gan_loop import GANMeasures
 from genfast.training.gan_run import GANOptions
@@ -15,12 +16,15 @@ from genfast.training.vae_run import IWAEOptions, VAEOptions, VQVAEOptions
 __all__ = [
     "METHODS",
     "MODELS",
+    "CycleGANStep",
+    "CycleGANTrainer",
     "GANMeasures",
     "GANOptions",
     "GANStep",
     "GANTrainer",
     "IWAEMeasures",
     "IWAEOptions",
+    "ImagePool",
     "RBMMeasures",
     "RBMOptions",
     "Run",

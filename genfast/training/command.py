@@ -16,7 +16,7 @@ from genfast.data import read_csv, read_rows
 from genfast.training import checkpoint, sampling
 from genfast.training.families import MODELS, Family, family_of, start
 from genfast.training.families import train as train_epochs
-from genfast.training.run import Options, Run, prepare
+from genfast.training.run import Column, Options, Run, Split, prepare
 
 __all__ = ["sample", "train"]
 
@@ -85,7 +85,8 @@ def train(
     log = out.with_suffix(".log.csv")
     columns = [*family.measures._fields, "learning_rate"]
     _start_log(log, columns, run.place if resume else None)
-    console.print("  ".join(column.title for column in run.table), style="bold", highlight=False)
+    table = _table(run, split)
+    console.print("  ".join(column.title for column in table), style="bold", highlight=False)
     with _progress(console) as progress:
         bar = progress.add_task("", total=1.0)
 
@@ -96,7 +97,7 @@ def train(
             checkpoint.save(run, out)
             with log.open("a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(_cells((*measures, options.lr)))
-            console.print(_line(measures, run), highlight=False)
+            console.print(_line(measures, table), highlight=False)
             if pictures is not None and hasattr(artist, "draw_epoch"):
                 artist.draw_epoch(run, shape, pictures)
             progress.reset(bar)
@@ -167,10 +168,20 @@ def _cells(values: Iterable[Any]) -> list[Any]:
     return ["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values]
 
 
-def _line(measures: Any, run: Run) -> str:
+def _table(run: Run, split: Split) -> list[Column]:
+    """What to print of these data."""
+    classes = 0 if split.labels is None else int(split.labels.max()) + 1
+    return [
+        column._replace(title=column.title.format(classes=classes))
+        for column in run.table
+        if classes or not column.labelled
+    ]
+
+
+def _line(measures: Any, table: list[Column]) -> str:
     """The measures, each below its title."""
     cells = []
-    for column in run.table:
+    for column in table:
         value = getattr(measures, column.field)
         text = "-" if value is None else format(value + column.offset, column.format)
         cells.append(text.rjust(len(column.title)))

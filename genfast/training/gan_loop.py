@@ -10,14 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genfast.metrics import precision_recall
+from genfast.metrics import label_coverage, nearest_labels, precision_recall
 from genfast.training.gan_run import GANRun
 from genfast.training.gan_trainer import GANStep, GANTrainer
 from genfast.training.run import Progress, Split, batches, generator
 
 __all__ = ["GANMeasures", "sample", "train"]
 
-_MOST_ROWS = 1000  # that precision and recall are taken on
+_MOST_ROWS = 1000  # that precision and recall are taken on, and labels
+_NEIGHBORS = 5000  # training rows that samples have their labels of
 _SAMPLED_ROWS = 256  # generated at a time
 
 
@@ -37,6 +38,8 @@ class GANMeasures(NamedTuple):
     fake: float
     overfitting: float  # mean sign of the real logits, of relativistic losses of the differences
     ada_p: float | None  # probability of the augmentation at the end
+    modes: int | None  # labels that samples have, by their nearest training rows; where the data have labels
+    divergence: float | None  # KL of the shares of the samples' labels from the training rows', nats
     precision: float | None  # share of samples among held-out rows, by the 3 nearest neighbors in the data's space
     recall: float | None  # share of held-out rows among samples
 
@@ -55,7 +58,7 @@ def train(run: GANRun, split: Split, progress: Progress | None = None) -> Iterat
         seconds = time.perf_counter() - started
         run.epoch += 1
         run.keep(trainer)
-        yield _measure(run, split.held_out, seconds, means, trainer)
+        yield _measure(run, split, seconds, means, trainer)
 
 
 def _epoch(run: GANRun, trainer: GANTrainer, rows: Tensor, progress: Progress | None) -> list[float | None]:
@@ -74,21 +77,24 @@ def _epoch(run: GANRun, trainer: GANTrainer, rows: Tensor, progress: Progress | 
 
 
 @torch.no_grad()
-def _measure(
-    run: GANRun, held_out: Tensor, seconds: float, means: list[float | None], trainer: GANTrainer
-) -> GANMeasures:
+def _measure(run: GANRun, split: Split, seconds: float, means: list[float | None], trainer: GANTrainer) -> GANMeasures:
     loss, made, penalty, path, real, fake, overfitting = means
-    rows = run.decode(held_out[:_MOST_ROWS]).float().cpu()
-    precision = recall = None
+    rows = run.rows(split.held_out[:_MOST_ROWS])
+    samples = sample(run, len(rows) if split.labels is None else _MOST_ROWS, run.options.seed)
+    modes = divergence = precision = recall = None
+    if split.labels is not None:
+        labels = split.labels.cpu()
+        found = nearest_labels(samples, run.rows(split.train[:_NEIGHBORS]), labels[:_NEIGHBORS])
+        modes, divergence = label_coverage(found, int(labels.max()) + 1, labels)
     if len(rows) > 3:
-        precision, recall = precision_recall(rows, sample(run, len(rows), run.options.seed))
+        precision, recall = precision_recall(rows, samples[: len(rows)])
     assert loss is not None
     assert real is not None
     assert fake is not None
     assert overfitting is not None
     p = trainer.augmentation_probability
     return GANMeasures(
-        run.epoch, seconds, loss, made, penalty, path, real, fake, overfitting, p, precision, recall
+        run.epoch, seconds, loss, made, penalty, path, real, fake, overfitting, p, modes, divergence, precision, recall
     )  # fmt: skip
 
 

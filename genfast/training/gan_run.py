@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genfast.data import Rows
 from genfast.models import DCGAN, MLPGAN, SNGAN, StyleGAN2
 from genfast.models.gan import GAN
+from genfast.nn.ada import check_pipeline
 from genfast.ops._gan_loss_reference import KINDS
 from genfast.ops.diff_augment import policy_code
 from genfast.training.gan_trainer import AUGMENT, GANTrainer
@@ -43,6 +44,7 @@ class GANOptions(Options):
         arch: ``"mlp"``, ``"dcgan"``, ``"sngan"`` or ``"stylegan2"``.
         latent: size of z.
         loss: a kind of ``nn.GANLoss``.
+        mixing: probability that samples of ``"stylegan2"`` in training mix the styles of two z.
         packed: samples that the discriminator of ``"mlp"`` or ``"dcgan"`` judges at once.
 
     The others are those of ``GANTrainer`` and of ``Options``; ``binarize`` is ``"none"``.
@@ -78,10 +80,12 @@ class GANOptions(Options):
     penalty_every: int | None = None
     consistency: float = 0.0
     path_length: float = 0.0
+    mixing: float = 0.0
     n_critic: int | None = None
     ema: float = 0.995
     augment: str = "none"
     policy: str = "color,translation,cutout"
+    pipeline: str = "blit,geometry,color"
     ada_target: float = 0.6
     ada_images: int = 100_000
     packed: int = 1
@@ -96,7 +100,9 @@ class GANOptions(Options):
         self._one_of("loss", KINDS)
         self._one_of("augment", ("none", *AUGMENT))
         self._at_least(latent=1, penalty_every=1, n_critic=1, packed=1, ada_images=1)
-        self._finite("r1", "r2", "gradient_penalty", "consistency", "path_length", "beta1", "ema", "ada_target")
+        self._finite(
+            "r1", "r2", "gradient_penalty", "consistency", "path_length", "mixing", "beta1", "ema", "ada_target"
+        )
         for name in ("beta1", "ema"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
@@ -110,11 +116,18 @@ class GANOptions(Options):
             raise ValueError(f"packed must divide the batch of {self.batch}, got {self.packed}")
         if self.path_length and self.arch != "stylegan2":
             raise ValueError(f"path_length is for arch stylegan2, not for {self.arch}")
+        if self.mixing and self.arch != "stylegan2":
+            raise ValueError(f"mixing is for arch stylegan2, not for {self.arch}")
+        if self.mixing > 1:
+            raise ValueError(f"mixing is a probability, at most 1, got {self.mixing}")
         if self.augment != "none" and self.arch == "mlp":
             raise ValueError("augment is for images: for arch dcgan, sngan and stylegan2, not for mlp")
         if self.consistency and self.arch == "mlp":
             raise ValueError("consistency is for images: for arch dcgan, sngan and stylegan2, not for mlp")
         policy_code("policy", self.policy)
+        check_pipeline("pipeline", self.pipeline)
+        if self.ada_target > 1:
+            raise ValueError(f"ada_target must be at most 1, got {self.ada_target}")
 
     @property
     def bounded(self) -> str | None:
@@ -163,7 +176,7 @@ class GANRun(Run):
             r2=options.r2 or 0.0, gradient_penalty=options.gradient_penalty, penalty_every=options.penalty_every or 1,
             consistency=options.consistency, path_length=options.path_length, n_critic=options.n_critic or 1,
             ema=options.ema, augment=None if options.augment == "none" else options.augment, policy=options.policy,
-            ada_target=options.ada_target, ada_images=options.ada_images, seed=options.seed,
+            pipeline=options.pipeline, ada_target=options.ada_target, ada_images=options.ada_images, seed=options.seed,
         )  # fmt: skip
         if self.optimizer:
             state = {f"gan.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -180,7 +193,9 @@ class GANRun(Run):
     def trained(self) -> GAN:
         """The discriminator beside the generator's moving average."""
         generator: nn.Module = copy.deepcopy(self.model.generator)
-        average = {n.removeprefix("average."): t for n, t in self.optimizer.items() if n.startswith("average.")}
+        average = {
+            n.removeprefix("average.module."): t for n, t in self.optimizer.items() if n.startswith("average.module.")
+        }
         if average:
             generator.load_state_dict(average)
         return GAN(generator, self.model.discriminator, self.model.latent, classes=self.model.classes)
@@ -207,6 +222,9 @@ class GANRun(Run):
         ]  # fmt: skip
         if self.options.augment == "ada":
             found.append(Column("ada_p", "ADA p"))
+        found += [
+            Column("modes", "modes of {classes}", "d", labelled=True), Column("divergence", "KL", labelled=True)
+        ]  # fmt: skip
         return *found, Column("precision", "precision"), Column("recall", "recall"), Column("seconds", "seconds", ".1f")
 
     def encode(self, values: Tensor) -> Tensor:
@@ -246,4 +264,4 @@ def _make_model(options: GANOptions, columns: int, shape: tuple[int, ...] | None
         return DCGAN(image, widths, options.latent, batch_norm=not (options.r1 or options.r2), packed=options.packed)
     if options.arch == "sngan":
         return SNGAN(image, widths, options.latent)
-    return StyleGAN2(image, widths, options.latent)
+    return StyleGAN2(image, widths, options.latent, mixing=options.mixing)

@@ -30,19 +30,27 @@ Progress = Callable[[float], None]  # called after each batch with the finished 
 
 
 class Split(NamedTuple):
-    """Rows for training [N, V] and to measure on [M, V]; rows of probabilities where they are sampled."""
+    """Rows for training [N, V] and to measure on [M, V]; rows of probabilities where they are sampled.
+
+    labels: the training rows', [N], from 0 to their number - 1, where the data have some.
+    """
 
     train: Tensor
     held_out: Tensor
+    labels: Tensor | None = None
 
 
 class Column(NamedTuple):
-    """Of what is printed after an epoch: a field of the measures, its title, its format, and what is added to it."""
+    """Of what is printed after an epoch: a field of the measures, its title, its format, and what is added to it.
+
+    labelled: only for data with labels; ``{classes}`` in the title is how many there are.
+    """
 
     field: str
     title: str
     format: str = ".3f"
     offset: int = 0
+    labelled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +263,7 @@ def prepare(run: Run, rows: Rows) -> Split:
     Examples:
         >>> from genfast.training import RBMOptions, start
         >>> rows = Rows(torch.rand(10, 3), None)
-        >>> train, held_out = prepare(start(RBMOptions(hidden=(4,), held_out=0.2), rows), rows)
+        >>> train, held_out, _ = prepare(start(RBMOptions(hidden=(4,), held_out=0.2), rows), rows)
         >>> train.shape, held_out.unique()
         (torch.Size([8, 3]), tensor([0., 1.]))
     """
@@ -276,7 +284,8 @@ def prepare(run: Run, rows: Rows) -> Split:
         held_out = binarize(held_out, options.binarize, generator("held out", options.seed))
         if options.binarize == "threshold":
             train = binarize(train, "threshold")
-    return Split(train.to(run.device), held_out.to(run.device))
+    labels = None if rows.labels is None else rows.labels[first].unique(return_inverse=True)[1].to(run.device)
+    return Split(train.to(run.device), held_out.to(run.device), labels)
 
 
 def restored(make: Callable[[], nn.Module], found: dict[str, Tensor]) -> nn.Module:

@@ -261,6 +261,50 @@ def test_stylegan2_starts_with_variance_one_and_its_noise_has_strengths():
     assert (generator.synthesis(mixed, seed=0) - first).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("classes", [None, 3])
+def test_style_mixing_changes_w_at_a_random_layer(classes):
+    torch.manual_seed(0)
+    generator = StyleGAN2Generator((1, 16, 16), [8, 8], latent=8, classes=classes, mixing=0.7)
+    z, labels = torch.randn(2000, 8), None if classes is None else torch.arange(2000) % 3
+    w = generator.mapping(z, labels)
+    mixed = generator.mixed(z, labels, 5)
+    assert mixed.shape == (2000, 5, 8)
+    own = (mixed == w.unsqueeze(1)).all(2)
+    assert own[:, 0].all()
+    assert not (own[:, 1:] & ~own[:, :-1]).any(), "once other, always other"
+    counts = own.sum(1).bincount(minlength=6)
+    assert counts[5] / 2000 == pytest.approx(0.3, abs=0.05)
+    assert (counts[1:5] / 2000 - 0.7 / 4).abs().max() < 0.04
+    others = mixed[:, 4][~own[:, 4]]
+    assert (mixed[:, 1] == mixed[:, 4]).all(1)[~own[:, 1]].all()
+    assert torch.pdist(others).min() > 1e-3, "each sample has a z of its own"
+    assert torch.equal(generator.mixed(z, labels, 5), mixed)
+    assert not torch.equal(generator.mixed(z, labels, 6), mixed)
+    first = None if labels is None else labels[:50]
+    torch.testing.assert_close(generator.mixed(z[:50], first, 5), mixed[:50])
+
+
+def test_styles_are_mixed_in_training_alone():
+    torch.manual_seed(0)
+    gan = StyleGAN2((1, 8, 8), [8], latent=8, mixing=1.0)
+    plain = StyleGAN2((1, 8, 8), [8], latent=8)
+    plain.load_state_dict(gan.state_dict())
+    z = torch.randn(6, 8)
+    wanted = gan.generator.synthesis(gan.generator.mixed(z, None, 2), 2)
+    torch.testing.assert_close(gan.generate(z, seed=2), wanted)
+    assert (gan.generate(z, seed=2) - plain.generate(z, seed=2)).abs().max() > 1e-3
+    gan.eval(), plain.eval()
+    plain.load_state_dict(gan.state_dict())
+    assert torch.equal(gan.generate(z, seed=2), plain.generate(z, seed=2))
+    gan.train()
+    z.requires_grad_()
+    (slope,) = torch.autograd.grad(gan.generate(z, seed=2).square().sum(), z)
+    assert (slope.abs().sum(1) > 0).all()
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match="mixing must be a probability"):
+            StyleGAN2((1, 8, 8), [8], mixing=wrong)
+
+
 def test_truncation_draws_w_to_its_running_mean():
     torch.manual_seed(0)
     generator = StyleGAN2Generator((1, 8, 8), [8], latent=8).train()

@@ -33,6 +33,18 @@ def test_p_moves_by_the_images_seen():
     assert control.p == 0.0
 
 
+@pytest.mark.parametrize("logits", [(100, 1, 3, 3), (50,)])
+def test_images_of_patches_and_packs_are_counted(logits):
+    control = ADA(images=1000, interval=2, target=0.0)
+    control.update(torch.ones(logits), images=100)
+    control.update(-torch.ones(logits), images=50)
+    assert control.p == pytest.approx(0.15)  # r = 1/3
+    with pytest.raises(ValueError, match="images must be at least 1"):
+        control.update(torch.ones(3), images=0)
+    with pytest.raises(ValueError, match="no logits of the 4 images"):
+        control.update(torch.ones(0), images=4)
+
+
 def test_state_is_kept():
     first, second = ADA(images=1000, interval=3), ADA(images=1000, interval=3)
     first.update(torch.ones(30))

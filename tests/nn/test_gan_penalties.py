@@ -14,8 +14,10 @@ from genfast.nn import (
     PathLengthPenalty,
     consistency_penalty,
     gradient_penalty,
+    latent_diversity_penalty,
     lazy_optimizer_parameters,
     path_length_penalty,
+    perturb_latents,
     r1_penalty,
     r2_penalty,
 )
@@ -362,6 +364,40 @@ def test_consistency():
         consistency_penalty(network, x, t, logits=torch.zeros(4, dtype=torch.float64))
 
 
+def test_small_steps_in_z():
+    z = torch.randn(300, 5, dtype=torch.float64, requires_grad=True)
+    near = perturb_latents(z, 0.2, seed=3)
+    step = (near - z).detach() / 0.2
+    assert step.std() == pytest.approx(1.0, abs=0.06)
+    assert step.mean() == pytest.approx(0.0, abs=0.06)
+    assert torch.equal(perturb_latents(z[100:], 0.2, seed=3, offset=100), near[100:])
+    assert not torch.equal(perturb_latents(z, 0.2, seed=4), near)
+    assert torch.equal(perturb_latents(z, 0.0, seed=3), z)
+    torch.testing.assert_close(torch.autograd.grad(near.sum(), z)[0], torch.ones_like(z))
+    drawn = ops.reparameterize(torch.zeros(300, 5), torch.zeros(300, 5), seed=3).double()
+    assert torch.corrcoef(torch.stack((drawn.flatten(), step.flatten())))[0, 1].abs() < 0.1, "z of the same seed"
+
+
+def test_latent_consistency_pulls_logits_together_and_samples_apart():
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    z, near = torch.randn(2, 6, 3, dtype=torch.float64).unbind()
+
+    def generator(weight, z):
+        return torch.tanh(z @ weight)
+
+    got = latent_diversity_penalty(generator(weight, z), generator(weight, near), weight=2.0)
+    want = -2.0 * (generator(weight, z) - generator(weight, near)).square().sum() / 24
+    torch.testing.assert_close(got, want)
+    assert gradcheck(lambda w: latent_diversity_penalty(generator(w, z), generator(w, near)), weight)
+    (slope,) = torch.autograd.grad(got, weight)
+    moved = weight - 1e-3 * slope
+    apart, before = ((generator(w, z) - generator(w, near)).square().mean() for w in (moved, weight))
+    assert apart > before
+    half = latent_diversity_penalty(torch.zeros(2, 3, dtype=torch.float16), torch.ones(2, 3, dtype=torch.float16))
+    assert half.dtype == torch.float32
+    assert half == -0.5
+
+
 def test_lazy_regularization():
     lazy, calls = LazyRegularization(4), []
 
@@ -399,6 +435,11 @@ def test_bad_input():
         (ValueError, "mean_length must be 0-d", lambda: path_length_penalty(network, x, torch.zeros(1))),
         (ValueError, r"images \[batch, channels", lambda: path_length_penalty(network, x, torch.zeros(()))),
         (ValueError, "must be equal", lambda: consistency_penalty(network, x, x[:2])),
+        (ValueError, "must be equal", lambda: latent_diversity_penalty(x, x[:2])),
+        (ValueError, "weight must be", lambda: latent_diversity_penalty(x, x, weight=-1.0)),
+        (ValueError, "deviation must be", lambda: perturb_latents(x, -1.0)),
+        (TypeError, "int64", lambda: perturb_latents(x.long())),
+        (ValueError, "at least one example", lambda: perturb_latents(x[0])),
     ):
         with pytest.raises(error, match=match):
             run()
