@@ -268,9 +268,9 @@ def filtered_lrelu(
     """Adds a bias, upsamples, applies a leaky ReLU, and downsamples: an activation that aliases little.
 
     upfirdn2d(act(upfirdn2d(x + b, fu, up=up, padding=padding, gain=up_x up_y)), fd, down=down) with
-    act(a) = clamp(gain * leaky_relu(a, slope)). One kernel does it all where both filters are separable, at most 32 taps
-    long and need no gradient (on a GPU, also no longer than 8 times their factor), and the upsampled image never
-    leaves the cache; otherwise it is made of ``upfirdn2d``.
+    act(a) = clamp(gain * leaky_relu(a, slope)). Where both filters are separable, have at most 32 taps (on a GPU
+    also at most 8 times their factor) and need no gradient, one kernel does it all and the upsampled image is never in
+    memory; otherwise it is made of ``upfirdn2d``.
 
     Args:
         x: [N, C, H, W]; float32, float64, bfloat16 or float16. Channels last is copied to planes and back.

@@ -1,14 +1,14 @@
 """Upsampling, leaky ReLU and downsampling of images, the tangent of that and its transpose, in one pass.
 
-    FORWARD    out = D act(U (v + v_bias))                       act(a) = clamp(gain (a > 0 ? a : slope a), -limit, limit)
-    TANGENT    out = D (m . U (v + v_bias))                      m = act'(U (gate + gate_bias))
-    TRANSPOSE  out = U' (m . D' v)                               ' the transpose
+    FORWARD    out = D act(U (v + v_bias))        act(a) = clamp(gain (a > 0 ? a : slope a), -limit, limit)
+    TANGENT    out = D (m . U (v + v_bias))       m = act'(U (gate + gate_bias))
+    TRANSPOSE  out = U' (m . D' v)                U', D' the transposes
 
 In all three, with two filters g and h (turned by 180 degrees unless they correlate) and their paddings,
 
     mid[m] = scale sum_p g[UP p + pad - m] v[p]        out[i] = out_scale sum_m h[m - STEP i + pad] act(mid[m])
 
-along either axis: for the transpose g is the filter of the downsampling and UP its factor. docs/kernels/filtered_lrelu.md.
+along either axis; for the transpose g is the filter of the downsampling, UP its factor, and STEP that of upsampling.
 
 Floor: the bytes, v (and the gate) in and out out. The upsampled image is never in memory.
 
@@ -34,7 +34,7 @@ import triton.language as tl
 FORWARD, TANGENT, TRANSPOSE = (tl.constexpr(i) for i in range(3))
 LARGEST = 64  # columns of a tile
 TALLEST = 32  # rows of a chunk
-MOST_ROWS = 16  # of outputs
+MOST_ROWS = 16  # of outputs of a tile
 MOST_TAPS = 32
 TAPS_A_PIXEL = 8  # taps over factor, at most
 OVERHEAD = 8192  # multiplications that a chunk costs besides its own
@@ -222,7 +222,7 @@ def filtered_lrelu_kernel(
 
 
 class Axis(NamedTuple):
-    """A tile along one axis: how many outputs, how many chunks of the upsampled image, and the sizes of the products."""
+    """A tile along one axis: how many outputs, chunks of the upsampled image, and the sizes of the products."""
 
     count: int
     chunks: int
@@ -274,8 +274,9 @@ def tile_of(
         return float(tiles * whole)
 
     rows, columns = (
-        _axes(size[i], step[i], out_taps, up[i], taps, gate_up[i], gate_taps, mids) for i, mids in enumerate(((16, 32), ()))
-    )  # fmt: skip
+        _axes(size[i], step[i], out_taps, up[i], taps, gate_up[i], gate_taps, mids)
+        for i, mids in enumerate(((MOST_ROWS, TALLEST), ()))
+    )
     return min(((y, x) for y in rows for x in columns), key=lambda pair: cost(*pair))
 
 

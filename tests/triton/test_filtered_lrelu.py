@@ -39,8 +39,8 @@ def options_of(index, dtype=torch.float32):
     up_taps, down_taps, up, down, padding = CASES[index]
     fu, fd = (None if taps is None else (eighths(taps) / 4).to(dtype) for taps in (up_taps, down_taps))
     return {
-        "fu": fu, "fd": fd, "up": up, "down": down, "padding": padding, "gain": 1.25, "slope": (0.25, -0.5, 0.0)[index % 3],
-        "clamp": (None, 0.4)[index % 2], "flip_filter": index % 3 == 1,
+        "fu": fu, "fd": fd, "up": up, "down": down, "padding": padding, "gain": 1.25,
+        "slope": (0.25, -0.5, 0.0)[index % 3], "clamp": (None, 0.4)[index % 2], "flip_filter": index % 3 == 1,
     }  # fmt: skip
 
 
