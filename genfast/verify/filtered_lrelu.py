@@ -61,7 +61,7 @@ def _filters(c: Context, case: tuple[Any, ...], dtype: torch.dtype) -> tuple[Ten
 def _options(turn: int, case: tuple[Any, ...]) -> dict[str, Any]:
     return {
         "up": case[2], "down": case[3], "padding": case[4], "gain": 1.25, "slope": (0.25, -0.5, 0.0)[turn % 3],
-        "clamp": (None, 0.75)[turn % 2], "flip_filter": turn % 3 == 1,
+        "clamp": (None, 0.75)[turn % 4 in (1, 2)], "flip_filter": turn % 3 == 1,
     }  # fmt: skip
 
 

@@ -200,6 +200,19 @@ def test_filters_that_the_kernel_leaves_to_upfirdn2d(monkeypatch):
         )
 
 
+@pytest.mark.parametrize("mode", [0, 2])
+def test_rows_beyond_the_given_sizes_are_zeros(mode):
+    """Sizes of direct calls need not fit together: what lies outside the upsampled image counts for nothing."""
+    f, x = eighths(4), eighths(1, 1, 6, 5)
+    sizes = (6, 5, 7, 6, 6, 5)  # of the input, the upsampled image and the output, which wants more rows of it
+    arguments = (x, None, None if mode == 0 else eighths(1, 1, 6, 5), None, f, f, mode, *sizes, 2, 2, 2, 2, 1, 2, False)
+    found = []
+    for backend in ("triton", "reference"):
+        with genfast.use_backend(backend):
+            found.append(torch.ops.genfast.filtered_lrelu(*arguments, 1.0, 0.25, -1.0))
+    torch.testing.assert_close(*found)
+
+
 def test_every_allowed_filter_has_a_tile():
     for up in (1, 3, 4, 65536):
         for down in (1, 2, 4, 65536):
