@@ -16,7 +16,7 @@ __all__ = ["FORWARD", "MOST_TAPS", "TANGENT", "TRANSPOSE", "cpp", "too_wide", "t
 Tensor = torch.Tensor
 FORWARD, TANGENT, TRANSPOSE = 0, 1, 2
 MOST_TAPS = 32
-TAPS_A_PIXEL = 8  # of the Triton kernel: taps over the factor
+TAPS_A_PIXEL = 8  # of the Triton kernel: taps over the factor; more have halos that its tiles do not hold
 
 
 def too_wide(fu: Tensor, fd: Tensor, up: tuple[int, int], down: tuple[int, int]) -> bool:

@@ -6,7 +6,7 @@ same signs: next to a sign that differs a derivative is another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,8 +38,9 @@ def _grid(c: Context, *shape: int, dtype: torch.dtype, parts: int = 8) -> Tensor
     return drawn.to(dtype).to(c.device)
 
 
-def _exact(x: Tensor, fu: Tensor, fd: Tensor, b: Tensor | None, **options: Any) -> Tensor:
+def _exact(x: Tensor, filters: Sequence[Tensor], b: Tensor | None, **options: Any) -> Tensor:
     """In float64 on the CPU, differentiable."""
+    fu, fd = filters
     x = x if b is None else x + b[:, None, None]
     up, down, flip = options["up"], options["down"], options["flip_filter"]
     a = resampled(x, fu, up, (1, 1), options["padding"], flip, float(up[0] * up[1]))
@@ -78,11 +79,11 @@ def _compare(
     c: Context, x: Tensor, filters: tuple[Tensor, Tensor], b: Tensor | None, options: Any, where: str
 ) -> Tensor:
     out = ops.filtered_lrelu(x, *filters, b, **options)
-    exact = [None if t is None else _cpu(t) for t in (x, *filters, b)]
-    bounds = [None if t is None else t.abs() for t in exact]
+    exact = _cpu(x), [_cpu(f) for f in filters], None if b is None else _cpu(b)
+    bounds = exact[0].abs(), [f.abs() for f in exact[1]], None if b is None else _cpu(b).abs()
     steepest = options["gain"] * max(1.0, abs(options["slope"]))
     loose = options | {"gain": steepest, "slope": 1.0, "clamp": None}
-    c.compare("out", out, _exact(*exact, **options), _exact(*bounds, **loose), where=where)  # type: ignore[arg-type]
+    c.compare("out", out, _exact(*exact, **options), _exact(*bounds, **loose), where=where)
     c.ran(x.dtype, tuple(x.shape), "bias" if b is not None else "no bias")
     return out
 
@@ -103,7 +104,7 @@ def gradients(c: Context) -> None:
         got = torch.autograd.grad(out, leaves, dy)
         copies = [_cpu(t).requires_grad_() for t in leaves]
         taps = [_cpu(f) for f in filters]
-        want = torch.autograd.grad(_exact(copies[0], *taps, copies[1], **options), copies, _cpu(dy))
+        want = torch.autograd.grad(_exact(copies[0], taps, copies[1], **options), copies, _cpu(dy))
         c.compare_norm("gradient of x", got[0], want[0], where=where)
         c.compare_norm("gradient of b", got[1].to(x.dtype), want[1], where=where)
         c.ran(x.dtype, tuple(x.shape), "gradients")
@@ -119,7 +120,7 @@ def second_order(c: Context) -> None:
         (dx,) = torch.autograd.grad(out, x, dy, create_graph=True)
         got, to_x = torch.autograd.grad(dx, (dy, x), v, allow_unused=True)
         c.require(to_x is None or not bool(to_x.any()), f"a second derivative by x is not zero; {where}")
-        exact_out = _exact(copies[0], *(_cpu(f) for f in filters), copies[1], **options)
+        exact_out = _exact(copies[0], [_cpu(f) for f in filters], copies[1], **options)
         exact_dy = _cpu(dy).requires_grad_()
         (exact_dx,) = torch.autograd.grad(exact_out, copies[0], exact_dy, create_graph=True)
         (want,) = torch.autograd.grad(exact_dx, exact_dy, _cpu(v))
@@ -136,7 +137,7 @@ def jvp(c: Context) -> None:
             return ops.filtered_lrelu(x, *filters, b, **options)  # noqa: B023 - called in this turn
 
         def exact(x: Tensor, b: Tensor) -> Tensor:
-            return _exact(x, *(_cpu(f) for f in filters), b, **options)  # noqa: B023
+            return _exact(x, [_cpu(f) for f in filters], b, **options)  # noqa: B023
 
         got = torch.func.jvp(call, (x, b), (x_t, b_t))[1]
         want = torch.func.jvp(exact, (_cpu(x), _cpu(b)), (_cpu(x_t), _cpu(b_t)))[1]
@@ -177,7 +178,7 @@ def tiles(c: Context) -> None:
         _compare(c, x, filters, b, options, f"x {shape}")
         (got,) = torch.autograd.grad(ops.filtered_lrelu(x.requires_grad_(), *filters, b, **options).sum(), x)
         copy = _cpu(x).requires_grad_()
-        exact_out = _exact(copy, *(_cpu(f) for f in filters), _cpu(b), **options)
+        exact_out = _exact(copy, [_cpu(f) for f in filters], _cpu(b), **options)
         c.compare_norm("gradient of x", got, torch.autograd.grad(exact_out.sum(), copy)[0], where=f"x {shape}")
 
 
@@ -244,7 +245,7 @@ def large(c: Context) -> None:
     out = ops.filtered_lrelu(x, f, f, **options)
     for plane in ((0, 0), (batch - 1, channels - 1)):
         part = x[plane][-24:, -24:][None, None]
-        want = _exact(_cpu(part), _cpu(f), _cpu(f), None, **options)[..., -8:, -8:]
+        want = _exact(_cpu(part), (_cpu(f), _cpu(f)), None, **options)[..., -8:, -8:]
         c.compare("out of a large tensor", out[plane][-8:, -8:][None, None], want, torch.full_like(want, 10.0))
     c.ran(x.dtype, (batch, channels, high, wide), "over 2^31 elements")
 

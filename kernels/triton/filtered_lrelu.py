@@ -12,7 +12,7 @@ along either axis; for the transpose g is the filter of the downsampling, UP its
 
 Floor: the bytes, v (and the gate) in and out out. The upsampled image is never in memory.
 
-Tiling: a program owns ROWS x COLUMNS outputs of one plane and walks down its rows of the upsampled image MID_Y at a
+Tiling: a program owns rows x columns outputs of one plane and walks down its rows of the upsampled image MID_Y at a
 time. It loads the pixels that they depend on (a halo of taps / up on each side) and multiplies with banded matrices of
 filter taps: two products make MID_Y rows of the upsampled image, one adds them, filtered and decimated, to the sums of
 the output rows, and a last one filters those along themselves. Tensor cores run them, each product in float32 by three
@@ -35,8 +35,6 @@ FORWARD, TANGENT, TRANSPOSE = (tl.constexpr(i) for i in range(3))
 LARGEST = 64  # columns of a tile
 TALLEST = 32  # rows of a chunk
 MOST_ROWS = 16  # of outputs of a tile
-MOST_TAPS = 32
-TAPS_A_PIXEL = 8  # taps over factor, at most
 OVERHEAD = 8192  # multiplications that a chunk costs besides its own
 
 
