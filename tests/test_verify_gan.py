@@ -1,4 +1,4 @@
-"""The checks of bias_act, upfirdn2d and gan_loss find faults; the helpers are those of test_verify.py."""
+"""The checks of the kernels of GANs find faults; the helpers are those of test_verify.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib
 from test_verify import _broken, _fails, _module
 
 from genfast.launch import bias_act as bias_act_launch
+from genfast.launch import diff_augment as diff_augment_launch
+from genfast.launch import filtered_lrelu as filtered_lrelu_launch
 from genfast.launch import gan_loss as gan_loss_launch
 from genfast.launch import upfirdn2d as upfirdn2d_launch
 
@@ -65,3 +67,51 @@ def test_wrong_activations_are_found(monkeypatch):
     assert mistaken(module._forward_op, "cpp_forward", other_side) == [
         "activations", "gradients", "second order", "layouts",
     ]  # fmt: skip
+
+
+def test_wrong_augmentations_are_found(monkeypatch):
+    names = ("forward", "gradients", "second order", "jvp", "layouts", "shards")
+
+    def mistaken(change):
+        op = _module("diff_augment")._op
+        _broken(monkeypatch, op, diff_augment_launch, "cpp", lambda right, *args: change(right, *args))
+        return [name.removeprefix("diff_augment-") for name in _fails(*(f"diff_augment-{name}" for name in names))]
+
+    assert mistaken(lambda right, x, seed, offset, *rest: right(x, seed, offset + 1, *rest)) == list(names[:5])
+    assert mistaken(lambda right, x, seed, offset, *rest: right(x, seed, 0, *rest)) == [
+        "forward", "gradients", "second order", "jvp", "shards",
+    ]  # fmt: skip
+    assert mistaken(lambda right, *args: right(*args[:4], min(args[4], 1))) == ["gradients", "layouts"]  # no transpose
+    assert mistaken(lambda right, *args: right(*args[:4], 0 if args[4] == 1 else args[4])) == ["second order", "jvp"]
+    assert mistaken(lambda right, *args: right(*args) * (1 + 2**-12)) == list(names[:5])
+
+
+def test_wrong_filtered_activations_are_found(monkeypatch):
+    names = ("forward", "gradients", "second order", "jvp", "layouts", "tiles")
+
+    def mistaken(change):
+        op = _module("filtered_lrelu")._op
+        _broken(monkeypatch, op, filtered_lrelu_launch, "cpp", lambda right, *args: right(*change(*args)))
+        return [name.removeprefix("filtered_lrelu-") for name in _fails(*(f"filtered_lrelu-{name}" for name in names))]
+
+    def option(index, change):  # of in_h ... clamp; v, biases, gate, filters and mode come first
+        return lambda *args: (*args[: 7 + index], change(args[7 + index], args[6]), *args[8 + index :])
+
+    assert mistaken(option(12, lambda correlate, mode: not correlate)) == list(names)
+    assert mistaken(option(11, lambda pad, mode: pad + 1)) == list(names)
+    assert mistaken(option(10, lambda pad, mode: pad - (mode == 2))) == ["gradients", "tiles"]
+    assert mistaken(option(13, lambda gain, mode: 1.0 if mode == 1 else gain)) == ["second order", "jvp"]
+    assert mistaken(option(14, lambda slope, mode: 0.2 if mode else slope)) == [
+        "gradients",
+        "second order",
+        "jvp",
+        "tiles",
+    ]
+    assert mistaken(option(15, lambda clamp, mode: -1.0 if mode else clamp)) == [
+        "gradients",
+        "second order",
+        "jvp",
+        "tiles",
+    ]
+    assert mistaken(lambda *args: (args[0], None, *args[2:])) == ["forward", "jvp", "layouts", "tiles"]  # no bias
+    assert mistaken(lambda *args: (*args[:3], None, *args[4:])) == ["gradients", "second order", "jvp", "tiles"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from genfast._native import DTYPE_CODES, C, execution
-from genfast.launch._common import seed_value_and_pointer
+from genfast.launch._common import device_guard, seed_value_and_pointer
 
 Tensor = torch.Tensor
 
@@ -17,4 +17,14 @@ def cpp(x: Tensor, seed: Tensor, offset: int, policy: int, mode: int) -> Tensor:
     C.cpu.diff_augment(
         DTYPE_CODES[x.dtype], x.data_ptr(), out.data_ptr(), *x.shape, offset, value, policy, mode, execution(x)
     )
+    return out
+
+
+def triton(x: Tensor, seed: Tensor, offset: int, policy: int, mode: int) -> Tensor:
+    from genfast.kernels.triton import diff_augment as kernels
+
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if out.numel():
+        with device_guard(x):
+            kernels.run(x, out, seed, offset, policy, mode)
     return out

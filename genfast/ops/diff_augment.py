@@ -123,9 +123,17 @@ def _check_raw(x, seed, offset, policy, mode):  # type: ignore[no-untyped-def]
     check_count(op, "mode", mode, 0, 3)
 
 
+def _no_triton(x, seed, offset, policy, mode):  # type: ignore[no-untyped-def]
+    return "float64 runs on the cpp and reference backends" if x.dtype == torch.float64 else None
+
+
 _op = Op(
     "diff_augment(Tensor x, Tensor seed, SymInt offset, int policy, int mode) -> Tensor",
-    {"cpp": Backend(native.cpp), "reference": Backend(_run_reference)},
+    {
+        "triton": Backend(native.triton, _no_triton),
+        "cpp": Backend(native.cpp),
+        "reference": Backend(_run_reference),
+    },
     _fake,
     check=_check_raw,
 )

@@ -118,12 +118,24 @@ def _no_cpp(v, v_bias, gate, gate_bias, fu, fd, *rest):  # type: ignore[no-untyp
     return None
 
 
+def _no_triton(v, v_bias, gate, gate_bias, fu, fd, mode, *options):  # type: ignore[no-untyped-def]
+    if v.dtype == torch.float64:
+        return "float64 runs on the cpp and reference backends"
+    if native.too_wide(fu, fd, options[6:8], options[8:10]):
+        return "filters of more than 32 taps, or 8 times their factor, run as upfirdn2d, leaky ReLU and upfirdn2d"
+    return None
+
+
 _op = Op(
     "filtered_lrelu(Tensor v, Tensor? v_bias, Tensor? gate, Tensor? gate_bias, Tensor fu, Tensor fd, int mode, "
     "SymInt in_h, SymInt in_w, SymInt mid_h, SymInt mid_w, SymInt out_h, SymInt out_w, int up_y, int up_x, "
     "int down_y, int down_x, SymInt pad_y, SymInt pad_x, bool correlate, float gain, float slope, "
     "float clamp) -> Tensor",
-    {"cpp": Backend(native.cpp, _no_cpp), "reference": Backend(_run_reference)},
+    {
+        "triton": Backend(native.triton, _no_triton),
+        "cpp": Backend(native.cpp, _no_cpp),
+        "reference": Backend(_run_reference),
+    },
     _fake,
     check=_check_raw,
 )
@@ -222,15 +234,12 @@ _op.tie = _tied
 # ---- public ----
 
 
-def _fused(x: Tensor, fu: Tensor, fd: Tensor) -> bool:
-    """Whether the kernel takes these filters; a derivative by them is that of upfirdn2d."""
+def _fused(x: Tensor, fu: Tensor, fd: Tensor, up: tuple[int, int], down: tuple[int, int]) -> bool:
+    """Whether the kernels take these filters; a derivative by them is that of upfirdn2d."""
     if fu.dim() != 1 or fd.dim() != 1 or fu.requires_grad or fd.requires_grad:
         return False
-    if (
-        max(fu.shape[0], fd.shape[0]) > MOST_TAPS
-        or not (x.is_cpu or x.is_meta)
-        or _dispatch.current_backend() == "triton"
-    ):
+    on_gpu = not (x.is_cpu or x.is_meta) or _dispatch.current_backend() == "triton"
+    if native.too_wide(fu, fd, up, down) if on_gpu else max(fu.shape[0], fd.shape[0]) > MOST_TAPS:
         return False
     if not transformed():
         return True
@@ -259,9 +268,9 @@ def filtered_lrelu(
     """Adds a bias, upsamples, applies a leaky ReLU, and downsamples: an activation that aliases little.
 
     upfirdn2d(act(upfirdn2d(x + b, fu, up=up, padding=padding, gain=up_x up_y)), fd, down=down) with
-    act(a) = clamp(gain * leaky_relu(a, slope)). On a CPU one kernel does it all, keeping the upsampled image in the
-    cache a row at a time, where both filters are separable, at most 32 taps long and need no gradient; otherwise, and
-    on a GPU, it is made of ``upfirdn2d``.
+    act(a) = clamp(gain * leaky_relu(a, slope)). Where both filters are separable, have at most 32 taps (on a GPU
+    also at most 8 times their factor) and need no gradient, one kernel does it all and the upsampled image is never in
+    memory; otherwise it is made of ``upfirdn2d``.
 
     Args:
         x: [N, C, H, W]; float32, float64, bfloat16 or float16. Channels last is copied to planes and back.
@@ -320,7 +329,7 @@ def filtered_lrelu(
         _out_size(op, "upsampled width", mid_size[1], 1, down_x, 0, 0, fd.shape[-1]),
     )
     flip, up_yx, down_yx, pad_yx = bool(flip_filter), (up_y, up_x), (down_y, down_x), (top, left)
-    if _fused(x, fu, fd):
+    if _fused(x, fu, fd, up_yx, down_yx):
         sizes = (x.shape[2], x.shape[3], *mid_size, *out_size)
         return _call(x, b, fu, fd, *sizes, *up_yx, *down_yx, *pad_yx, flip, gain, slope, bound)
     a = _act(_up(x, b, fu, mid_size, up_yx, pad_yx, flip, _run), gain, slope, bound)

@@ -37,7 +37,7 @@ def test_matches_the_formula(shape, dtype):
         torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound * max(1.0, float(b.abs().max())))
 
 
-@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100, 120))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants("adain", capability, "", tmp_path)
     assert len(variants) == 4

@@ -105,7 +105,7 @@ def test_the_polynomial_equals_that_of_the_host():
     assert [float(v.strip().rstrip("f")) for v in body.split(",")] == list(kernels.MILLS.value)
 
 
-@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100, 120))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants(
         "bias_act", capability, "" if capability == 90 else "forward-2|gradient-7|second-8", tmp_path

@@ -59,7 +59,7 @@ def test_what_it_does_not_run():
     assert "float64" in launch.triton_supports(None, torch.zeros(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100, 120))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants("gan_loss", capability, "", tmp_path)
     assert len(variants) == 5

@@ -40,7 +40,7 @@ def test_matches_the_formula(shape, size, features, dtype):
         torch.testing.assert_close(got.double(), want, rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100, 120))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants("minibatch_stddev", capability, "" if capability == 90 else "fp32", tmp_path)
     assert len(variants) == (4 if capability == 90 else 2)

@@ -44,7 +44,7 @@ def test_matches_the_formula(dtype, iterations):
         torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100, 120))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants("spectral_normalize", capability, "" if capability == 90 else "fp32", tmp_path)
     assert len(variants) == (10 if capability == 90 else 5)

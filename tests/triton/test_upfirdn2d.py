@@ -72,7 +72,7 @@ def test_derivatives(separable):
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100))])
+@pytest.mark.parametrize("capability", [80, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (90, 100, 120))])
 def test_compiles_without_spills(capability, tmp_path):
     variants = compile_variants("upfirdn2d", capability, "" if capability == 90 else "-(up|full)$", tmp_path)
     assert len(variants) == (5 if capability == 90 else 2)
