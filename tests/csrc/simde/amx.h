@@ -15,7 +15,7 @@ struct GenfastTiles {
   alignas(64) uint8_t data[8][16][64];
 };
 
-static thread_local GenfastTiles genfast_tiles;
+inline thread_local GenfastTiles genfast_tiles;  // one, whichever file configures it
 
 static inline void genfast_tile_require(bool condition, const char* what) {
   if (condition) return;
