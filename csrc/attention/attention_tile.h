@@ -113,17 +113,18 @@ GENFAST_NOINLINE void query_product(const Attention& a, const Tile& t, const flo
   const int64_t each = is_rectangle(a, t) ? t.queries : group_rows(a);
   constexpr int64_t kTurned = gemm::kPairsByRows ? kMostQueries * kMostKeys / 2 : 1;
   alignas(64) float turned[kTurned];
-  gemm::Left left = {tile, 1, t.stride};
-  if (a.pairs && gemm::kPairsByRows) {
-    left = {turned, steps_of(a, t.keys), 1};
-    turn_pairs(tile, t.stride, left.row_stride, t.queries, turned);
-  }
+  const int64_t steps = steps_of(a, t.keys);
+  if (a.pairs && gemm::kPairsByRows) turn_pairs(tile, t.stride, steps, t.queries, turned);
+  const auto left = [&](int64_t i) -> gemm::Left {
+    if (a.pairs && gemm::kPairsByRows) return {turned + i * steps, steps, 1};
+    return {tile + i, 1, t.stride};
+  };
   for (int64_t column = 0; column < depth; column += kTileColumns, keys.data += keys.panel_stride) {
     for (int64_t i = 0; i < t.queries; i += each) {
       const int64_t some = smaller(t.queries - i, each);
-      tile_rows(a, some, out + i * stride + column, stride, fresh,
-                {left.data + i * left.row_stride, left.row_stride, left.step}, group_rows(a) * left.row_stride,
-                keys.data, keys.row_stride, steps_of(a, computed_until(a, t, i + some - 1)));
+      const gemm::Left own = left(i);
+      tile_rows(a, some, out + i * stride + column, stride, fresh, own, group_rows(a) * own.row_stride, keys.data,
+                keys.row_stride, steps_of(a, computed_until(a, t, i + some - 1)));
     }
   }
 }
