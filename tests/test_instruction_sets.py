@@ -149,6 +149,19 @@ def test_tile_product_keeps_its_sums_in_tiles(objects):
         assert "tilerelease" in code
 
 
+def test_attention_multiplies_bfloat16_on_tiles(objects):
+    """Products and loads of a step of the two kernels of product_tiles.h, and no store; no vectors of pairs beside."""
+    if "amx" not in objects:
+        pytest.skip("built without AMX")
+    found = [path for path in objects["amx"] if re.match("attention_(forward|gradient)_cpu", path.name)]
+    assert len(found) == 2
+    for path in found:
+        loops = [loop for loop in innermost_loops(path) if count(loop, "tdpbf16ps")]
+        assert {(count(loop, "tdpbf16ps"), count(loop, "tileloadd")) for loop in loops} == {(4, 4), (2, 3)}, path
+        assert not any(count(loop, "tilestored|tilezero|ldtilecfg") for loop in loops)
+        assert not offending(path, PAIRS)
+
+
 def test_core_has_only_the_instructions_of_its_objects(objects):
     """The linked core, link-time optimization included, holds no AVX-512 beyond its AVX-512 objects."""
     from genfast._native import C

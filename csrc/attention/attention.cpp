@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention/attention_cpu.h"
+#include "common/gemm/gemm.h"
 #include "common/memory.h"
 #include "common/parallel.h"
 
@@ -26,9 +27,26 @@ double work_of(const Attention& a) {
          static_cast<double>(a.depth + a.value_depth);
 }
 
-// body(unit, room) for every unit, in any order, with `floats` of room for each thread.
+// The tiles that products in pairs may run on, configured on one thread for as long as this lives.
+class PairProducts {
+ public:
+  explicit PairProducts(bool used) : used_(used) {
+    if (used_) GENFAST_FOR_ISA(gemm_configure_tiles)();
+  }
+  ~PairProducts() {
+    if (used_) GENFAST_FOR_ISA(gemm_release_tiles)();
+  }
+  PairProducts(const PairProducts&) = delete;
+  PairProducts& operator=(const PairProducts&) = delete;
+
+ private:
+  const bool used_;
+};
+
+// body(unit, room) for every unit, in any order, with `floats` of room for each thread; `pairs` where one has products
+// in pairs.
 template <typename Body>
-void for_units(int64_t count, int threads, int64_t floats, const Body& body) {
+void for_units(int64_t count, int threads, int64_t floats, bool pairs, const Body& body) {
   if (count <= 0) return;
   const int64_t slots = threads < count ? threads : count;
   floats = (floats + 15) / 16 * 16;
@@ -36,6 +54,7 @@ void for_units(int64_t count, int threads, int64_t floats, const Body& body) {
   float* const room = workspace.take(slots * floats);
   std::atomic<int64_t> next{0};
   parallel_slots(slots, static_cast<int>(slots), [&](int64_t slot, int64_t, int64_t) {
+    const PairProducts products(pairs);
     for (int64_t unit; (unit = next.fetch_add(1)) < count;) body(unit, room + slot * floats);
   });
 }
@@ -129,12 +148,14 @@ void for_calls(int64_t count, int threads, const Call& call, const Units& units,
                const Body& body) {
   std::vector<int64_t> ends(static_cast<size_t>(count));
   int64_t total = 0, most = 0;
+  bool pairs = false;
   for (int64_t i = 0; i < count; ++i) {
     const auto one = call(i);
     ends[static_cast<size_t>(i)] = total += units(one);
     most = std::max(most, floats(one));
+    pairs = pairs || one.a.pairs;
   }
-  for_units(total, threads, most, [&](int64_t unit, float* room) {
+  for_units(total, threads, most, pairs, [&](int64_t unit, float* room) {
     const int64_t i = std::upper_bound(ends.begin(), ends.end(), unit) - ends.begin();
     body(call(i), i, i == 0 ? unit : unit - ends[static_cast<size_t>(i - 1)], room);
   });
@@ -355,7 +376,7 @@ void attention_gradient(const AttentionGradient& given, int threads) {
   if (reduced && a.queries > 0 && a.keys > 0) {
     auto* const tile = GENFAST_FOR_ISA(attention_bias_tile);
     for_units(GENFAST_FOR_ISA(attention_bias_tiles)(args), useful, GENFAST_FOR_ISA(attention_bias_floats)(args),
-              [&](int64_t at, float* room) { tile(args, at, room); });
+              a.pairs, [&](int64_t at, float* room) { tile(args, at, room); });
   }
 }
 

@@ -51,7 +51,7 @@ struct Attention {
   int64_t lse_batch, lse_head, lse_row;  // strides of lse and its like
   const int32_t* pages;  // key j is row j % page_size of element pages[j / page_size] of k's and v's batch; or null
   int64_t page_size;
-  bool pairs;  // products in pairs of bfloat16 (common/gemm/product_pairs.h)
+  bool pairs;  // products in pairs of bfloat16 (common/gemm/product_bfloat16.h)
 };
 
 struct AttentionForward {

@@ -41,7 +41,7 @@ GENFAST_NOINLINE void softmax_block(const Attention& a, const Tile& t, float* ti
       if constexpr (kPairs) store_float(column + j / 2 * t.stride, gemm::pair_of(kept[0], kept[1]));
     }
     if constexpr (kPairs) {
-      for (j = parts(keys, 2); j < parts(t.keys, 2); ++j) store_float(column + j * t.stride, broadcast(0.0f));
+      for (j = parts(keys, 2); j < gemm::pair_steps(t.keys); ++j) store_float(column + j * t.stride, broadcast(0.0f));
     }
     store_float(top + i, now);
     store_float(total + i, sums[0] + sums[1]);

@@ -217,11 +217,13 @@ GENFAST_NOINLINE void gradient_tile(const AttentionGradient& args, const RoundKe
   if (args.second) clear_hidden(a, t, x.z);
 }
 
-// P and dZ for products in pairs: both in rows of bfloat16, and dZ once more in pairs of keys.
+// P and dZ for products in pairs: both in rows of bfloat16, and dZ once more in pairs of keys; zeros where operands are
+// padded.
 GENFAST_NOINLINE void pair_tiles(const Tile& t, float* p, float* g, float* key_pairs) {
   const auto store = [](float* row, int64_t i, VecF x) {
     store_low16(reinterpret_cast<uint16_t*>(row) + i, shift_right<16>(as_uint(gemm::round_to_bfloat16(x))));
   };
+  const int64_t lanes = 2 * gemm::pair_steps(t.queries);
   for (int64_t j = 0; j < t.keys; j += 2) {
     const bool both = j + 1 < t.keys;
     float *const p_row = p + j * t.stride, *const g_row = g + j * t.stride;
@@ -235,6 +237,15 @@ GENFAST_NOINLINE void pair_tiles(const Tile& t, float* p, float* g, float* key_p
         store(g_row + t.stride, i, second);
       }
     }
+    for (int64_t i = up_to(t.queries, kWidth); i < lanes; i += kWidth) {
+      for (int64_t row = j; row < smaller(j + 2, t.keys); ++row) {
+        store(p + row * t.stride, i, broadcast(0.0f));
+        store(g + row * t.stride, i, broadcast(0.0f));
+      }
+    }
+  }
+  for (int64_t j = parts(t.keys, 2); j < gemm::pair_steps(t.keys); ++j) {
+    for (int64_t i = 0; i < t.queries; i += kWidth) store_float(key_pairs + j * t.stride + i, broadcast(0.0f));
   }
 }
 

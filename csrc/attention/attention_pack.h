@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/attention.h"
-#include "common/gemm/product_pairs.h"
+#include "common/gemm/product_bfloat16.h"
 #include "common/vec_math.h"
 
 namespace genfast {
@@ -31,7 +31,7 @@ GENFAST_INLINE int64_t key_block(const Attention& a) {
       if (a.page_size % block == 0) return block;
     }
   }
-  return block_of(a.keys, kMostKeys, 24);
+  return block_of(a.keys, kMostKeys, a.pairs && gemm::kPairsByRows ? gemm::kPairRows : 24);
 }
 
 GENFAST_INLINE int64_t width_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
@@ -41,12 +41,14 @@ GENFAST_INLINE char* row_at(const Rows& x, DType dtype, int64_t batch, int64_t h
 
 // ---- operands ----
 
-// Columns of B are rows of x: [panel][depth][kTileColumns], zeros beyond the last row. `change` is for vectors of x.
+// Columns of B are rows of x: [panel][padded][kTileColumns], zeros beyond the last row and from depth to `padded`, less
+// than a vector more. `change` is for vectors of x.
 template <typename T, typename Change>
-static void pack_columns(const T* x, int64_t stride, int64_t rows, int64_t depth, const Change& change, float* out) {
-  for (int64_t first = 0; first < rows; first += kTileColumns, out += depth * kTileColumns) {
+static void pack_columns(const T* x, int64_t stride, int64_t rows, int64_t depth, int64_t padded, const Change& change,
+                         float* out) {
+  for (int64_t first = 0; first < rows; first += kTileColumns, out += padded * kTileColumns) {
     for (int64_t k = 0; k < depth; k += kWidth) {
-      const int64_t steps = smaller(depth - k, kWidth);
+      const int64_t steps = smaller(padded - k, kWidth);
       for (int half = 0; half < 2; ++half) {
         const int64_t row = first + half * kWidth;
         VecF square[kWidth];
@@ -99,7 +101,7 @@ GENFAST_INLINE void with_type(DType dtype, const Body& body) {
   }
 }
 
-// The same of bfloat16 in pairs (product_pairs.h): rows 2 i and 2 i + 1 of x are row i of B.
+// The same of bfloat16 in pairs (product_bfloat16.h): rows 2 i and 2 i + 1 of x are row i of B.
 static void pack_row_pairs(const BFloat16* x, int64_t stride, int64_t rows, int64_t columns, float* out) {
   for (int64_t column = 0; column < columns; column += kTileColumns) {
     for (int64_t i = 0; i < rows; i += 2, out += kTileColumns) {
@@ -110,6 +112,22 @@ static void pack_row_pairs(const BFloat16* x, int64_t stride, int64_t rows, int6
         const VecF high = some > 0 && i + 1 < rows ? load_upto(from + stride, some) : broadcast(0.0f);
         store_float(out + c, as_float(bit_or(shift_right<16>(as_uint(low)), as_uint(high))));
       }
+    }
+    for (int64_t i = parts(rows, 2); i < gemm::pair_steps(rows); ++i, out += kTileColumns) {
+      for (int c = 0; c < kTileColumns; c += kWidth) store_float(out + c, broadcast(0.0f));
+    }
+  }
+}
+
+// Columns of pairs, [steps][stride], to rows [columns][steps]; steps are whole vectors. Rows past the last, to a whole
+// vector of them, are written too.
+static void turn_pairs(const float* x, int64_t stride, int64_t steps, int64_t columns, float* out) {
+  for (int64_t i = 0; i < columns; i += kWidth) {
+    for (int64_t k = 0; k < steps; k += kWidth) {
+      VecF square[kWidth];
+      for (int l = 0; l < kWidth; ++l) square[l] = load_float(x + (k + l) * stride + i);
+      transpose(square);
+      for (int l = 0; l < kWidth; ++l) store_float(out + (i + l) * steps + k, square[l]);
     }
   }
 }
@@ -122,9 +140,9 @@ GENFAST_NOINLINE void pack_pairs(Form form, const void* data, int64_t stride, in
   if (form == Form::kRows) {
     pack_row_pairs(static_cast<const BFloat16*>(data), stride, rows, depth, out);
   } else if (form == Form::kGroups) {
-    gemm::gather_rows(pairs, stride / 2, rows, depth / 2, out);
+    gemm::pack_left_pairs(pairs, stride / 2, rows, depth / 2, out);
   } else {
-    pack_columns(pairs, stride / 2, rows, depth / 2, [](VecF x) { return x; }, out);
+    pack_columns(pairs, stride / 2, rows, depth / 2, gemm::pair_steps(depth), [](VecF x) { return x; }, out);
   }
 }
 
@@ -138,7 +156,7 @@ GENFAST_NOINLINE void pack(Form form, const Attention& a, const Rows& x, int64_t
     const auto* const from = reinterpret_cast<decltype(type)>(const_cast<char*>(data));
     if (form == Form::kColumns) {
       const VecF factor = broadcast(scale);
-      pack_columns(from, x.row, rows, depth, [&](VecF values) { return values * factor; }, out);
+      pack_columns(from, x.row, rows, depth, depth, [&](VecF values) { return values * factor; }, out);
     } else if (form == Form::kRows) {
       pack_rows(from, x.row, rows, depth, scale, out);
     } else {
@@ -147,10 +165,16 @@ GENFAST_NOINLINE void pack(Form form, const Attention& a, const Rows& x, int64_t
   });
 }
 
-GENFAST_INLINE int64_t columns_floats(int64_t rows, int64_t depth) { return up_to(rows, kTileColumns) * depth; }
-GENFAST_INLINE int64_t rows_floats(int64_t rows, int64_t depth) { return up_to(depth, kTileColumns) * rows; }
+// Room for either kind, numbers or pairs.
+GENFAST_INLINE int64_t columns_floats(int64_t rows, int64_t depth) {
+  return up_to(rows, kTileColumns) * larger(depth, gemm::pair_steps(depth));
+}
+GENFAST_INLINE int64_t rows_floats(int64_t rows, int64_t depth) {
+  return up_to(depth, kTileColumns) * larger(rows, gemm::pair_steps(rows));
+}
 GENFAST_INLINE int64_t groups_floats(int64_t rows, int64_t depth) {
-  return up_to(rows, kMaxRows) * depth + 2 * kWidth;  // stores pass the last group
+  const int64_t pairs = up_to(rows, gemm::kPairRows) * gemm::pair_steps(depth);
+  return larger(up_to(rows, kMaxRows) * depth, pairs) + 2 * kWidth;  // stores pass the last group
 }
 
 GENFAST_NOINLINE void store_rows(DType dtype, const float* x, int64_t stride, int64_t rows, int64_t columns,

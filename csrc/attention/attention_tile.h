@@ -39,7 +39,8 @@ GENFAST_INLINE int64_t computed_until(const Attention& a, const Tile& t, int64_t
 GENFAST_INLINE bool is_rectangle(const Attention& a, const Tile& t) { return computed_until(a, t, 0) == t.keys; }
 
 // Products in pairs where operands are: half the steps.
-GENFAST_INLINE int64_t steps_of(const Attention& a, int64_t depth) { return a.pairs ? parts(depth, 2) : depth; }
+GENFAST_INLINE int64_t steps_of(const Attention& a, int64_t depth) { return a.pairs ? gemm::pair_steps(depth) : depth; }
+GENFAST_INLINE int64_t group_rows(const Attention& a) { return a.pairs ? gemm::kPairRows : kMaxRows; }
 GENFAST_INLINE void tile_rows(const Attention& a, int64_t rows, float* out, int64_t stride, bool fresh, gemm::Left left,
                               int64_t group_stride, const float* b, int64_t b_stride, int64_t steps,
                               float factor = 1.0f) {
@@ -54,9 +55,11 @@ GENFAST_INLINE void tile_rows(const Attention& a, int64_t rows, float* out, int6
 GENFAST_NOINLINE void scores_product(const Attention& a, const Tile& t, const float* groups, const float* columns,
                                      int64_t depth, float scale, float* tile, bool fresh) {
   depth = steps_of(a, depth);
+  const bool by_rows = a.pairs && gemm::kPairsByRows;
+  const gemm::Left left = by_rows ? gemm::Left{groups, depth, 1} : gemm::Left{groups, 1, kMaxRows};
   for (int64_t i = 0; i < t.queries; i += kTileColumns) {
-    tile_rows(a, computed_until(a, t, i), tile + i, t.stride, fresh, {groups, 1, kMaxRows}, kMaxRows * depth,
-              columns + i * depth, kTileColumns, depth, scale);
+    tile_rows(a, computed_until(a, t, i), tile + i, t.stride, fresh, left, group_rows(a) * depth, columns + i * depth,
+              kTileColumns, depth, scale);
   }
 }
 
@@ -107,11 +110,20 @@ GENFAST_INLINE gemm::Right packed_keys(const Attention& a, const Tile& t, const 
 // out[queries, depth] = or += from a tile and rows of keys. In pairs: the tile's rows are pairs of keys.
 GENFAST_NOINLINE void query_product(const Attention& a, const Tile& t, const float* tile, gemm::Right keys,
                                     int64_t depth, float* out, int64_t stride, bool fresh) {
-  const int64_t each = is_rectangle(a, t) ? t.queries : kMaxRows;
+  const int64_t each = is_rectangle(a, t) ? t.queries : group_rows(a);
+  constexpr int64_t kTurned = gemm::kPairsByRows ? kMostQueries * kMostKeys / 2 : 1;
+  alignas(64) float turned[kTurned];
+  const int64_t steps = steps_of(a, t.keys);
+  if (a.pairs && gemm::kPairsByRows) turn_pairs(tile, t.stride, steps, t.queries, turned);
+  const auto left = [&](int64_t i) -> gemm::Left {
+    if (a.pairs && gemm::kPairsByRows) return {turned + i * steps, steps, 1};
+    return {tile + i, 1, t.stride};
+  };
   for (int64_t column = 0; column < depth; column += kTileColumns, keys.data += keys.panel_stride) {
     for (int64_t i = 0; i < t.queries; i += each) {
       const int64_t some = smaller(t.queries - i, each);
-      tile_rows(a, some, out + i * stride + column, stride, fresh, {tile + i, 1, t.stride}, kMaxRows, keys.data,
+      const gemm::Left own = left(i);
+      tile_rows(a, some, out + i * stride + column, stride, fresh, own, group_rows(a) * own.row_stride, keys.data,
                 keys.row_stride, steps_of(a, computed_until(a, t, i + some - 1)));
     }
   }
@@ -123,7 +135,7 @@ GENFAST_NOINLINE void key_product(const Attention& a, const Tile& t, const float
   const bool whole = is_rectangle(a, t);
   const int64_t steps = steps_of(a, t.queries);
   for (int64_t column = 0; column < depth; column += kTileColumns, rows += steps * kTileColumns) {
-    const int64_t each = whole ? t.keys : kMaxRows;
+    const int64_t each = whole ? t.keys : group_rows(a);
     for (int64_t j = 0; j < t.keys; j += each) {
       // The first panel of queries that sees key j.
       const int64_t unseen = whole ? 0 : larger(t.key + j - a.right - a.shift - t.query, 0);
@@ -131,7 +143,7 @@ GENFAST_NOINLINE void key_product(const Attention& a, const Tile& t, const float
       if (first >= t.queries) continue;
       const int64_t skipped = steps_of(a, first);
       tile_rows(a, smaller(t.keys - j, each), out + j * stride + column, stride, false,
-                {tile + j * t.stride + skipped, t.stride, 1}, kMaxRows * t.stride, rows + skipped * kTileColumns,
+                {tile + j * t.stride + skipped, t.stride, 1}, group_rows(a) * t.stride, rows + skipped * kTileColumns,
                 kTileColumns, steps - skipped);
     }
   }

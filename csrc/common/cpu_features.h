@@ -28,9 +28,9 @@ const char* isa_name(Isa isa);
 // Forces an instruction set; throws std::invalid_argument where it is not available.
 void set_isa(Isa isa);
 
-// Whether products of bfloat16 run in pairs (common/gemm/product_pairs.h): by default where the instruction set in use
-// is AVX-512 or AMX and the machine has AVX512_BF16. Tests may ask for them elsewhere, where they are slower but right;
-// kernels for AVX-512 cannot do without the instruction.
+// Whether bfloat16 is multiplied in pairs (common/gemm/product_bfloat16.h: on tiles with AMX, else on vectors), not
+// widened: by default with AVX-512 or AMX where the machine has AVX512_BF16. Tests may ask for pairs elsewhere, where
+// they are slower but right; kernels for AVX-512 cannot do without the instruction.
 bool use_bfloat16_pairs();
 enum class Choice : int32_t { kAuto = -1, kOff = 0, kOn = 1 };
 void set_bfloat16_pairs(Choice choice);

@@ -18,6 +18,14 @@ Array draw(DType dtype, int64_t size) {
   return {dtype, values};
 }
 
+struct Numbers {
+  DType dtype;
+  genfast::Choice pairs;
+};
+constexpr Numbers kNumbers[] = {{DType::kFloat32, genfast::Choice::kAuto},
+                                {DType::kBFloat16, genfast::Choice::kOff},
+                                {DType::kBFloat16, genfast::Choice::kOn}};
+
 constexpr int64_t kHeads = 4, kKvHeads = 2, kDepth = 24, kValueDepth = 16;
 
 genfast::Rows rows(Array& x, DType dtype, int64_t count, int64_t width, int64_t first = 0, int64_t batch = 0) {
@@ -104,7 +112,8 @@ void same_statistics(const char* isa, Array& packed, const Packed& p, Array& own
 
 TEST(attention_of_packed_sequences_is_that_of_each) {
   const std::vector<int64_t> q_starts = {0, 70, 70, 71, 90, 97, 130}, k_starts = {0, 40, 60, 160, 160, 260, 1400};
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+  for (const auto& [dtype, pairs] : kNumbers) {
+    genfast::set_bfloat16_pairs(pairs);
     for (int causal = 0; causal < 2; ++causal) {
       for_each_isa([&](const genfast::Probe&, const char* isa) {
         genfast::Attention a = options(dtype, causal ? 0.3f : 0.0f);
@@ -140,6 +149,7 @@ TEST(attention_of_packed_sequences_is_that_of_each) {
       });
     }
   }
+  genfast::set_bfloat16_pairs(genfast::Choice::kAuto);
 }
 
 TEST(attention_decode_is_attention_over_the_cache) {
@@ -148,7 +158,8 @@ TEST(attention_decode_is_attention_over_the_cache) {
   std::vector<int32_t> blocks(kPages);
   std::iota(blocks.begin(), blocks.end(), 0);
   std::shuffle(blocks.begin(), blocks.end(), generator);
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+  for (const auto& [dtype, pairs] : kNumbers) {
+    genfast::set_bfloat16_pairs(pairs);
     for (int64_t queries : {1, 3, 20}) {
       for (int64_t left : {-1, 50}) {
         Array q = draw(dtype, kBatch * kHeads * queries * kDepth), sinks = draw(DType::kFloat32, kHeads);
@@ -230,4 +241,5 @@ TEST(attention_decode_is_attention_over_the_cache) {
       }
     }
   }
+  genfast::set_bfloat16_pairs(genfast::Choice::kAuto);
 }

@@ -39,6 +39,11 @@ GENFAST_DECLARE_PER_ISA(void, gemm_pack_panel, (const Pack&, int64_t panel))
 GENFAST_DECLARE_PER_ISA(int64_t, gemm_scratch_floats, (int64_t rows, int64_t columns, int64_t depth, bool a_transposed))
 GENFAST_DECLARE_PER_ISA(void, gemm_rows, (const Matmul&, int64_t begin, int64_t end, float* scratch))
 
+// Between these a thread may call pair_tile_rows() (product_bfloat16.h): its AMX tiles are configured, where there are
+// any. Released ones cost nothing at a change of context.
+GENFAST_DECLARE_PER_ISA(void, gemm_configure_tiles, ())
+GENFAST_DECLARE_PER_ISA(void, gemm_release_tiles, ())
+
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 // Floats from one row to the next of a buffer of `columns`: whole tiles, and an odd number of cache lines, so that the

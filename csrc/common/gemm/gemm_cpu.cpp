@@ -21,6 +21,14 @@ struct Store {
 int64_t gemm_tile_columns() { return gemm::kTileColumns; }
 int64_t gemm_tile_rows() { return gemm::kMaxRows; }
 
+#if defined(GENFAST_AMX)
+void gemm_configure_tiles() { _tile_loadconfig(&gemm::kTileConfig); }
+void gemm_release_tiles() { _tile_release(); }
+#else
+void gemm_configure_tiles() {}
+void gemm_release_tiles() {}
+#endif
+
 int64_t gemm_most_rows() { return gemm::kMostRows; }
 int64_t gemm_panel_floats(int64_t depth, int parts) { return gemm::panel_floats(depth, parts); }
 

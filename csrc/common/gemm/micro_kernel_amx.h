@@ -25,7 +25,6 @@ namespace gemm {
 constexpr int kTileRows = 16;
 constexpr int kChunk = 32;              // of depth
 constexpr int64_t kTileElements = 512;  // of a tile of A or B: 16 lines of 16 pairs
-constexpr int kMaxRows = 2 * kTileRows;
 
 struct alignas(64) TileConfig {
   uint8_t palette, start_row, reserved[14];

@@ -11,6 +11,7 @@ namespace genfast {
 namespace GENFAST_ISA {
 namespace gemm {
 
+constexpr int kMaxRows = 2 * kTileRows;
 constexpr bool kConvertsLeft = true;
 // Each weight's three parts, 6 bytes, are used 512 times: 7 GB/s of them feed a core at 3.5 TFLOP/s.
 constexpr int64_t kMostRows = 512;

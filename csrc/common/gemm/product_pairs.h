@@ -19,13 +19,13 @@ namespace genfast {
 namespace GENFAST_ISA {
 namespace gemm {
 
-GENFAST_INLINE VecF low_of_pair(VecF pair) { return as_float(shift_left<16>(as_uint(pair))); }
-GENFAST_INLINE VecF high_of_pair(VecF pair) {
-  return as_float(bit_and(as_uint(pair), broadcast(uint32_t{0xFFFF0000})));
-}
-// The pair of two numbers, rounded to bfloat16.
-GENFAST_INLINE VecF pair_of(VecF low, VecF high) {
-  return as_float(bit_or(shift_right<16>(as_uint(round_to_bfloat16(low))), as_uint(round_to_bfloat16(high))));
+constexpr bool kPairsByRows = false;
+constexpr int kPairRows = kMaxRows;
+
+constexpr int64_t pair_steps(int64_t depth) { return (depth + 1) / 2; }
+
+static void pack_left_pairs(const float* x, int64_t stride, int64_t rows, int64_t pairs, float* out) {
+  gather_rows(x, stride, rows, pairs, out);
 }
 
 GENFAST_DOT_TARGET GENFAST_INLINE VecF add_products(VecF a, VecF b, VecF sum) {

@@ -1,5 +1,6 @@
 // AMX tiles in plain C++, included by immintrin.h in this folder: the instructions that product_amx.h uses, with the
-// semantics of Intel's manual ("TDPBF16PS", volume 2B). A use that the CPU would refuse ends the process.
+// semantics of Intel's manual ("TDPBF16PS", volume 2B). A use that the CPU would refuse ends the process, and
+// so do tiles that were not released before they are configured again.
 #pragma once
 
 #include <stdint.h>
@@ -15,7 +16,7 @@ struct GenfastTiles {
   alignas(64) uint8_t data[8][16][64];
 };
 
-static thread_local GenfastTiles genfast_tiles;
+inline thread_local GenfastTiles genfast_tiles;  // one, whichever file configures it
 
 static inline void genfast_tile_require(bool condition, const char* what) {
   if (condition) return;
@@ -24,6 +25,7 @@ static inline void genfast_tile_require(bool condition, const char* what) {
 }
 
 static inline void genfast_tile_loadconfig(const void* config) {
+  genfast_tile_require(!genfast_tiles.configured, "configured twice: an earlier use did not release its tiles");
   const auto* bytes = static_cast<const uint8_t*>(config);
   genfast_tile_require(bytes[0] == 1 && bytes[1] == 0, "palette 1 and start row 0 expected");
   for (int i = 2; i < 16; ++i) genfast_tile_require(bytes[i] == 0, "reserved bytes of the configuration");
