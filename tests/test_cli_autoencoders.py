@@ -351,12 +351,13 @@ def painted(folder, count=12):
 
 def test_images_are_read(tmp_path):
     image = painted(tmp_path / "a" / "b")
-    values, shape = read_images(tmp_path / "a")
+    values, shape, labels = read_images(tmp_path / "a")
     assert shape == (3, 16, 12)
+    assert labels is None
     pictures = values.view(12, *shape)
     assert torch.equal(pictures[3, :, 0, 0], torch.tensor([1.0, 0, 0]))
     torch.testing.assert_close(pictures[3, :, 15, 11], torch.tensor([0, 60 / 255, 1.0]), rtol=0, atol=0)
-    values, shape = read_rows(f"images:{tmp_path / 'a'}", size=(4, 4))
+    values, shape, _ = read_rows(f"images:{tmp_path / 'a'}", size=(4, 4))
     assert shape == (3, 4, 4)
     assert values.view(12, 3, 4, 4)[:, 0, 0].min() > 0.9  # red stays above
     assert values.view(12, 3, 4, 4)[:, 0, 3].max() < 0.1
@@ -368,7 +369,7 @@ def test_images_are_read(tmp_path):
     image.new("I;16", (3, 2), 51 * 257).save(grey / "c.png")
     image.new("1", (3, 2), 1).save(grey / "d.png")
     image.new("L", (3, 2), 102).save(grey / "e.JPG", quality=95)
-    found, shape = read_images(grey)
+    found, shape, _ = read_images(grey)
     assert shape == (1, 2, 3)
     torch.testing.assert_close(found[:, 0], torch.tensor([0.2, 1.0, 0.2, 1.0, 0.4]), rtol=0, atol=0.01)
     image.new("L", (4, 2)).save(grey / "z.png")

@@ -150,7 +150,7 @@ def test_kernels_off_is_the_same_training_by_plain_pytorch(script, name):
 def test_the_relativistic_method_has_its_penalties_and_the_plain_one_none():
     sizes = stacked_digits.Sizes.of(True, None)
     trainers = {m: stacked_digits.make(stacked_digits.Run("on", m, 0), sizes) for m in stacked_digits.METHODS}
-    found = {m: (t.loss, t.r1 > 0, t.r2 > 0, t.ema > 0) for m, t in trainers.items()}
+    found = {m: (t.loss, t.r1 > 0, t.r2 > 0, t.ema.decay > 0) for m, t in trainers.items()}
     plain = ("nonsaturating", False, False, False)
     assert found == {"gan": plain, "dcgan": plain, "relativistic": ("relativistic", True, True, True)}
     norms = {
