@@ -1,4 +1,4 @@
-"""What the reproductions of GANs on digits share: images of a size, a classifier of them, its features, kept runs.
+"""What the reproductions of GANs on digits share: images of a size, a classifier of them, its features, training.
 
 The classifier is plain PyTorch and the same for every run of a script: two 3 x 3 convolutions of 16 and 32 channels
 with relu and 2 x 2 maxima, a hidden layer of 64 relu units, ten logits; Adam at a rate that rises to 3e-3 and falls to
@@ -7,25 +7,17 @@ zero. Features are the 64 values before the relu, which have no ties at zero.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
-import typer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from genfast.models import GAN
 from genfast.training import GANTrainer
 
-__all__ = [
-    "Classifier", "accuracy", "check_steps", "chosen", "fit", "images_of", "in_parts", "kept", "same_weights", "sides",
-    "train_classifier",
-]  # fmt: skip
+__all__ = ["Classifier", "accuracy", "fit", "images_of", "in_parts", "same_weights", "train_classifier"]
 
-KERNELS = ("on", "off", "both")
 FEATURES = 64
 ROWS = 2000  # images that pass a network at once
 
@@ -113,41 +105,3 @@ def fit(trainer: GANTrainer, draw: Callable[[], Tensor], steps: int, advance: Ca
             optimizer.param_groups[0]["lr"] = rates[name] * min(1.0, 2 * (1 - step / steps))
         trainer.step(draw())
         advance()
-
-
-def kept(path: Path, kinds: Mapping[str, Callable[[str], Any]], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of an earlier run's file whose columns are as ``wanted``; of the columns those in ``kinds``."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = [{key: kind(row[key]) for key, kind in kinds.items() if row.get(key)} for row in csv.DictReader(file)]
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
-
-
-def chosen(name: str, given: str, known: tuple[str, ...]) -> list[str]:
-    """The parts of an option such as ``--methods``, all of them for ``all``.
-
-    Raises:
-        typer.BadParameter: for others than the known.
-    """
-    parts = list(known) if given == "all" else given.split(",")
-    if not set(parts) <= set(known):
-        raise typer.BadParameter(f"{name} must be of {', '.join(known)}, got {given}")
-    return parts
-
-
-def sides(kernels: str) -> tuple[str, ...]:
-    """("on",), ("off",) or both.
-
-    Raises:
-        typer.BadParameter: for another word.
-    """
-    if kernels not in KERNELS:
-        raise typer.BadParameter(f"--kernels must be one of {', '.join(KERNELS)}, got {kernels}")
-    return ("on", "off") if kernels == "both" else (kernels,)
-
-
-def check_steps(steps: int | None) -> None:
-    """Raises ``typer.BadParameter`` for fewer than 1."""
-    if steps is not None and steps < 1:
-        raise typer.BadParameter(f"--steps must be at least 1, got {steps}")

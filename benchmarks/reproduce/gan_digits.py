@@ -35,7 +35,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from genfast.benchmarks.reproduce import _common as common
-from genfast.benchmarks.reproduce import _digits
+from genfast.benchmarks.reproduce import _digits, _runs
 from genfast.metrics import fidelity, frechet_distance, precision_recall
 from genfast.models import DCGAN, GAN, SNGAN
 from genfast.training import GANTrainer
@@ -172,7 +172,7 @@ def finished(path: Path, sizes: Sizes, judge: Judge) -> list[dict[str, Any]]:
         "kernels": str, "model": str, "seed": int, "steps": int, "train": int, "samples": int, "precision": float,
         "recall": float, "frechet": float, "fid": float, "cpu_minutes": float,
     }  # fmt: skip
-    rows = _digits.kept(path, kinds, {"train": len(judge.train), "samples": sizes.samples})
+    rows = _runs.kept(path, kinds, {"train": len(judge.train), "samples": sizes.samples})
     return [
         row for row in rows
         if row["steps"] == sizes.steps_of(row["model"]) and (judge.weights is None or "fid" in row)
@@ -217,9 +217,9 @@ def main(
     threads: common.ThreadsOption = None,
 ) -> None:
     """Trains DCGAN and SNGAN on images of digits and measures their samples."""
-    sides = _digits.sides(kernels)
-    wanted = _digits.chosen("--models", models, tuple(MODELS))
-    _digits.check_steps(steps)
+    sides = _runs.sides(kernels)
+    wanted = _runs.chosen("--models", models, tuple(MODELS))
+    _runs.check_steps(steps)
     if fid is not None and importlib.util.find_spec("torch_fidelity") is None:
         raise typer.BadParameter("--fid needs torch-fidelity; install it with `pip install torch-fidelity`")
     picked = common.start(threads, seeds, quick)

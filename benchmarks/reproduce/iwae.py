@@ -17,7 +17,6 @@ Runs take minutes to hours: each is saved as it ends, and ``--resume`` does what
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +29,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from genfast.benchmarks.reproduce import _common as common
+from genfast.benchmarks.reproduce import _runs
 from genfast.models import IWAE
 
 LATENT, HIDDEN = 50, (200, 200)
@@ -40,7 +40,6 @@ IMAGES = 500  # of the test set, but for --full
 STEPS = 8  # of the published learning rate, of 3^0 ... 3^7 parts
 SAMPLES = 5000
 MARGIN = 0.5  # nats: kernels on and off count as equal within it
-KERNELS = ("on", "off", "both")
 
 
 class Schedule(NamedTuple):
@@ -149,18 +148,11 @@ def active_units(model: IWAE, x: Tensor) -> int:
 
 def finished(path: Path, schedule: Schedule, digits: common.Digits) -> list[dict[str, Any]]:
     """The rows of an earlier run's file that have this schedule and this much data."""
-    if not path.exists():
-        return []
     whole, text = ("samples", "seed", "epochs", "images", "train", "active_units"), ("kernels", "gradient")
     numbers = ("negative_log_likelihood", "negative_bound")
-    with path.open(newline="") as file:
-        rows = [
-            {key: row[key] if key in text else int(row[key]) if key in whole else float(row[key])
-             for key in (*text, *whole, *numbers)}
-            for row in csv.DictReader(file)
-        ]  # fmt: skip
-    wanted = schedule.epochs, min(schedule.images, len(digits.test)), len(digits.train)
-    return [row for row in rows if (row["epochs"], row["images"], row["train"]) == wanted]
+    kinds = {**dict.fromkeys(text, str), **dict.fromkeys(whole, int), **dict.fromkeys(numbers, float)}
+    images = min(schedule.images, len(digits.test))
+    return _runs.kept(path, kinds, {"epochs": schedule.epochs, "images": images, "train": len(digits.train)})
 
 
 def values(rows: list[dict[str, Any]], kernels: str, gradient: str, samples: int) -> dict[int, float]:
@@ -227,8 +219,7 @@ def main(
     threads: common.ThreadsOption = None,
 ) -> None:
     """Trains VAEs and IWAEs on MNIST and estimates their test log-likelihood."""
-    if kernels not in KERNELS:
-        raise typer.BadParameter(f"--kernels must be one of {', '.join(KERNELS)}, got {kernels}")
+    sides = _runs.sides(kernels)
     known = sorted({str(k) for _, k in PUBLISHED}, key=int)
     if not set(samples.split(",")) <= set(known):
         raise typer.BadParameter(f"--samples must be of {', '.join(known)}, got {samples}")
@@ -236,7 +227,6 @@ def main(
     digits = common.load_digits(data, quick)
     schedule = Schedule.of(quick, full)
     settings = QUICK if quick else [s for s in PUBLISHED if str(s[1]) in samples.split(",")]
-    sides = ("on", "off") if kernels == "both" else (kernels,)
     runs = [Run(side, *setting, seed) for seed in chosen for setting in settings for side in sides]
 
     folder = common.output_folder("iwae", out, quick)

@@ -32,6 +32,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from genfast.benchmarks.reproduce import _common as common
+from genfast.benchmarks.reproduce import _runs
 from genfast.metrics import mode_coverage
 from genfast.models import MLPGAN
 from genfast.training import GANTrainer
@@ -74,7 +75,6 @@ PUBLISHED = {
     ("ring", "gan"): 6.3, ("ring", "pacgan2"): 7.9, ("ring", "pacgan4"): 7.8,
     ("grid", "gan"): 17.3, ("grid", "pacgan2"): 23.8, ("grid", "pacgan4"): 24.8,
 }  # fmt: skip
-KERNELS = ("on", "off", "both")
 
 
 class Run(NamedTuple):
@@ -130,15 +130,11 @@ def run(which: Run, steps: int, quick: bool, advance: Callable[[], None]) -> tup
 
 def finished(path: Path, lengths: dict[str, int]) -> list[dict[str, Any]]:
     """The rows of an earlier run's file that have as many steps."""
-    if not path.exists():
-        return []
     kinds: dict[str, Callable[[str], Any]] = {
         "kernels": str, "data": str, "method": str, "seed": int, "steps": int, "modes": int, "quality": float,
         "minutes": float,
     }  # fmt: skip
-    with path.open(newline="") as file:
-        rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if row["steps"] == lengths[row["data"]]]
+    return [row for row in _runs.kept(path, kinds, {}) if row["steps"] == lengths[row["data"]]]
 
 
 def drawn(path: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -217,13 +213,6 @@ def draw(path: Path, shown: dict[tuple[str, str], list[dict[str, Any]]]) -> None
     plot.close(figure)
 
 
-def _chosen(name: str, given: str, known: tuple[str, ...]) -> list[str]:
-    parts = list(known) if given in ("both", "all") else given.split(",")
-    if not set(parts) <= set(known):
-        raise typer.BadParameter(f"{name} must be of {', '.join(known)}, got {given}")
-    return parts
-
-
 def main(
     out: common.OutOption = None,
     quick: common.QuickOption = False,
@@ -236,15 +225,12 @@ def main(
     threads: common.ThreadsOption = None,
 ) -> None:
     """Trains GANs on mixtures of Gaussians and counts the modes that they reach."""
-    if kernels not in KERNELS:
-        raise typer.BadParameter(f"--kernels must be one of {', '.join(KERNELS)}, got {kernels}")
-    kinds = _chosen("--data", data, tuple(DATA))
-    wanted = _chosen("--methods", methods, tuple(PACKS))
-    if steps is not None and steps < 1:
-        raise typer.BadParameter(f"--steps must be at least 1, got {steps}")
+    sides = _runs.sides(kernels)
+    kinds = _runs.chosen("--data", "all" if data == "both" else data, tuple(DATA))
+    wanted = _runs.chosen("--methods", methods, tuple(PACKS))
+    _runs.check_steps(steps)
     chosen = common.start(threads, seeds, quick)
     lengths = {kind: steps or (QUICK_STEPS if quick else DATA[kind].steps) for kind in DATA}
-    sides = ("on", "off") if kernels == "both" else (kernels,)
     runs = [Run(side, kind, way, seed) for seed in chosen for kind in kinds for way in wanted for side in sides]
 
     folder = common.output_folder("ring_grid", out, quick)

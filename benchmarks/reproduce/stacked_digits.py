@@ -36,7 +36,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from genfast.benchmarks.reproduce import _common as common
-from genfast.benchmarks.reproduce import _digits
+from genfast.benchmarks.reproduce import _digits, _runs
 from genfast.metrics import label_coverage
 from genfast.models import DCGAN
 from genfast.training import GANTrainer
@@ -161,7 +161,7 @@ def finished(path: Path, sizes: Sizes, judge: Judge) -> list[dict[str, Any]]:
         "kl": float, "cpu_minutes": float,
     }  # fmt: skip
     wanted = {"steps": sizes.steps, "train": len(judge.train), "samples": sizes.samples}
-    return _digits.kept(path, kinds, wanted)
+    return _runs.kept(path, kinds, wanted)
 
 
 def table(rows: list[dict[str, Any]], judge: Judge) -> list[common.Line]:
@@ -215,9 +215,9 @@ def main(
     threads: common.ThreadsOption = None,
 ) -> None:
     """Trains GANs on stacked digits and counts the 1,000 modes that they recover."""
-    sides = _digits.sides(kernels)
-    wanted = _digits.chosen("--methods", methods, tuple(METHODS))
-    _digits.check_steps(steps)
+    sides = _runs.sides(kernels)
+    wanted = _runs.chosen("--methods", methods, tuple(METHODS))
+    _runs.check_steps(steps)
     picked = common.start(threads, seeds, quick)
     digits, sizes = common.load_digits(data, quick), Sizes.of(quick, steps)
     judge = Judge(digits, sizes)
