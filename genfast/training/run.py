@@ -262,7 +262,7 @@ def prepare(run: Run, rows: Rows) -> Split:
 
     Examples:
         >>> from genfast.training import RBMOptions, start
-        >>> rows = Rows(torch.rand(10, 3), None)
+        >>> rows = Rows((torch.arange(30.0) % 2).view(10, 3), None)
         >>> train, held_out, _ = prepare(start(RBMOptions(hidden=(4,), held_out=0.2), rows), rows)
         >>> train.shape, held_out.unique()
         (torch.Size([8, 3]), tensor([0., 1.]))
