@@ -249,8 +249,8 @@ def main(
                     for x, y in samples[:SHOWN].tolist()
                 ]
                 common.write_csv(folder / "samples.csv", [point for points in shown.values() for point in points], {})
-                draw(folder / "samples.png", shown)
             common.write_csv(folder / "runs.csv", rows, {})
+    draw(folder / "samples.png", shown)
     lines, intervals = table(rows)
     common.finish(
         "ring_grid", "modes recovered", lines, {"runs": rows, "intervals": intervals}, out=out, quick=quick,
