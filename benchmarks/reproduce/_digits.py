@@ -8,6 +8,7 @@ zero. Features are the 64 values before the relu, which have no ties at zero.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional
 from genfast.models import GAN
 from genfast.training import GANTrainer
 
-__all__ = ["Classifier", "accuracy", "fit", "images_of", "in_parts", "same_weights", "train_classifier"]
+__all__ = ["Classifier", "Sizes", "accuracy", "fit", "images_of", "in_parts", "same_weights", "train_classifier"]
 
 FEATURES = 64
 ROWS = 2000  # images that pass a network at once
@@ -37,6 +38,17 @@ def images_of(rows: Tensor, side: int) -> Tensor:
             raise ValueError(f"images of {x.shape[-1]} x {x.shape[-1]} have no means of {side} x {side}")
         x = functional.avg_pool2d(functional.pad(x, (border,) * 4), 2)
     return x * 2 - 1
+
+
+class Sizes(NamedTuple):
+    """Of the images and of a run; ``epochs`` are the classifier's."""
+
+    side: int
+    channels: tuple[int, ...]
+    latent: int
+    steps: int
+    samples: int
+    epochs: int
 
 
 class Classifier(nn.Module):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-__all__ = ["check_steps", "chosen", "kept", "sides"]
+__all__ = ["KernelsOption", "ResumeOption", "check_steps", "chosen", "kept", "sides"]
 
 KERNELS = ("on", "off", "both")
+KernelsOption = Annotated[str, typer.Option("--kernels", help="on, off (plain PyTorch) or both.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Keep what the folder has of such runs.")]
 
 
 def kept(path: Path, kinds: Mapping[str, Callable[[str], Any]], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:

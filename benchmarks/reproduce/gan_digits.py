@@ -75,15 +75,8 @@ class Run(NamedTuple):
     seed: int
 
 
-class Sizes(NamedTuple):
+class Sizes(_digits.Sizes):
     """What a quick run makes smaller; 0 steps: those of the model."""
-
-    side: int
-    channels: tuple[int, ...]
-    latent: int
-    steps: int
-    samples: int
-    epochs: int
 
     @classmethod
     def of(cls, quick: bool, steps: int | None) -> Sizes:
@@ -207,9 +200,9 @@ def main(
     out: common.OutOption = None,
     quick: common.QuickOption = False,
     models: Annotated[str, typer.Option("--models", help="Of dcgan, sngan.")] = "all",
-    kernels: Annotated[str, typer.Option("--kernels", help="on, off (plain PyTorch) or both.")] = "both",
+    kernels: _runs.KernelsOption = "both",
     steps: Annotated[int | None, typer.Option("--steps", help="Of the discriminator in each run.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the folder has of as many steps.")] = False,
+    resume: _runs.ResumeOption = False,
     fid: Annotated[
         Path | None, typer.Option("--fid", help="Inception's weights, for FID by torch-fidelity.", exists=True)
     ] = None,

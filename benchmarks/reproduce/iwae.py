@@ -212,9 +212,9 @@ def main(
     out: common.OutOption = None,
     quick: common.QuickOption = False,
     full: Annotated[bool, typer.Option("--full", help="The published schedule: days on a CPU.")] = False,
-    kernels: Annotated[str, typer.Option("--kernels", help="on, off (plain PyTorch) or both.")] = "both",
+    kernels: _runs.KernelsOption = "both",
     samples: Annotated[str, typer.Option("--samples", help="K to train with, e.g. 1,5.")] = "1,5,50",
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the folder has of this schedule.")] = False,
+    resume: _runs.ResumeOption = False,
     seeds: common.SeedsOption = "0-9",
     threads: common.ThreadsOption = None,
 ) -> None:

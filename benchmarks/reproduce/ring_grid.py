@@ -218,9 +218,9 @@ def main(
     quick: common.QuickOption = False,
     data: Annotated[str, typer.Option("--data", help="ring, grid or both.")] = "both",
     methods: Annotated[str, typer.Option("--methods", help="Of gan, pacgan2, pacgan4, relativistic.")] = "all",
-    kernels: Annotated[str, typer.Option("--kernels", help="on, off (plain PyTorch) or both.")] = "both",
+    kernels: _runs.KernelsOption = "both",
     steps: Annotated[int | None, typer.Option("--steps", help="Of each run.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the folder has of as many steps.")] = False,
+    resume: _runs.ResumeOption = False,
     seeds: common.SeedsOption = "0-9",
     threads: common.ThreadsOption = None,
 ) -> None:

@@ -69,15 +69,8 @@ class Run(NamedTuple):
     seed: int
 
 
-class Sizes(NamedTuple):
+class Sizes(_digits.Sizes):
     """What a quick run makes smaller."""
-
-    side: int
-    channels: tuple[int, ...]
-    latent: int
-    steps: int
-    samples: int
-    epochs: int
 
     @classmethod
     def of(cls, quick: bool, steps: int | None) -> Sizes:
@@ -208,9 +201,9 @@ def main(
     out: common.OutOption = None,
     quick: common.QuickOption = False,
     methods: Annotated[str, typer.Option("--methods", help="Of gan, dcgan, relativistic.")] = "all",
-    kernels: Annotated[str, typer.Option("--kernels", help="on, off (plain PyTorch) or both.")] = "both",
+    kernels: _runs.KernelsOption = "both",
     steps: Annotated[int | None, typer.Option("--steps", help="Of each run.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the folder has of as many steps.")] = False,
+    resume: _runs.ResumeOption = False,
     seeds: common.SeedsOption = "0-2",
     threads: common.ThreadsOption = None,
 ) -> None:

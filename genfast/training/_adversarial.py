@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,12 +11,23 @@ from torch import Tensor, nn
 from genfast.optim import EMA
 
 __all__ = [
-    "average_state", "check_optimizer", "check_tensors", "grouped", "load_average", "load_optimizer", "optimizer_state",
-    "step_seed",
+    "RAMP", "average_state", "check_numbers", "check_optimizer", "check_tensors", "grouped", "load_average",
+    "load_optimizer", "optimizer_state", "step_seed",
 ]  # fmt: skip
 
+RAMP = 10  # of moving averages: their decay is at most (1 + n) / (10 + n) after n updates
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 _MASK = 2**64 - 1
+
+
+def check_numbers(what: str, weights: Mapping[str, float], ema: float, betas: tuple[float, float]) -> None:
+    """Raises a ValueError for weights and rates that are not finite or negative, or decays outside [0, 1)."""
+    for name, value in weights.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{what}: {name} must be a finite number, at least 0, got {value}")
+    for name, value in (("ema", ema), ("betas", betas[0]), ("betas", betas[1])):
+        if not 0 <= value < 1:
+            raise ValueError(f"{what}: {name} must be in [0, 1), got {value}")
 
 
 def step_seed(seed: int, step: int, purpose: int) -> int:

@@ -15,7 +15,9 @@ from genfast.models.gan import evaluating
 from genfast.nn.gan_losses import gan_discriminator_loss, gan_generator_loss
 from genfast.optim import EMA
 from genfast.training._adversarial import (
+    RAMP,
     average_state,
+    check_numbers,
     check_optimizer,
     check_tensors,
     grouped,
@@ -26,8 +28,6 @@ from genfast.training._adversarial import (
 )
 
 __all__ = ["CycleGANStep", "CycleGANTrainer", "ImagePool"]
-
-_RAMP = 10  # of the moving average, as GANTrainer's
 
 
 class CycleGANStep(NamedTuple):
@@ -185,12 +185,7 @@ class CycleGANTrainer:
     ) -> None:
         rates = {"generators": lr, "discriminators": lr if discriminator_lr is None else discriminator_lr}
         weights = {"cycle": cycle, "identity": identity, "lr": lr, "discriminator_lr": rates["discriminators"]}
-        for name, value in weights.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"CycleGANTrainer: {name} must be a finite number, at least 0, got {value}")
-        for name, value in (("ema", ema), ("betas", betas[0]), ("betas", betas[1])):
-            if not 0 <= value < 1:
-                raise ValueError(f"CycleGANTrainer: {name} must be in [0, 1), got {value}")
+        check_numbers("CycleGANTrainer", weights, ema, betas)
         check_count("CycleGANTrainer", "pool", pool, 0)
         self.generators = nn.ModuleDict({"a_to_b": a_to_b, "b_to_a": b_to_a})
         self.discriminators = nn.ModuleDict({"a": discriminator_a, "b": discriminator_b})
@@ -198,7 +193,7 @@ class CycleGANTrainer:
         self.pools = {"a": ImagePool(pool), "b": ImagePool(pool)}
         self.ema: EMA[nn.Module] | None = None
         if ema:
-            self.ema = EMA(self.generators, ema, ramp=_RAMP, update_buffers=False)
+            self.ema = EMA(self.generators, ema, ramp=RAMP, update_buffers=False)
         self.optimizers = {
             name: torch.optim.Adam(network.parameters(), rates[name], betas, fused=True)
             for name, network in self._networks()

@@ -14,18 +14,15 @@ from genfast.models.gan import GAN
 from genfast.nn import ADA, gan_losses
 from genfast.nn._directional import check_method
 from genfast.nn.gan_consistency import consistency_penalty, latent_diversity_penalty, perturb_latents
-from genfast.nn.gan_penalties import (
-    gradient_penalty,
-    path_length_penalty,
-    r1_penalty,
-    r2_penalty,
-)  # fmt: skip
+from genfast.nn.gan_penalties import gradient_penalty, path_length_penalty, r1_penalty, r2_penalty
 from genfast.ops import _gan_loss_reference as plain_losses
 from genfast.ops.diff_augment import diff_augment, policy_code
 from genfast.optim import EMA
 from genfast.training import _gan_closed
 from genfast.training._adversarial import (
+    RAMP,
     average_state,
+    check_numbers,
     check_optimizer,
     check_tensors,
     grouped,
@@ -38,8 +35,6 @@ from genfast.training._adversarial import (
 __all__ = ["AUGMENT", "GANStep", "GANTrainer"]
 
 AUGMENT = ("diff", "ada")
-
-_RAMP = 10  # of the moving average: its decay is at most (1 + n) / (10 + n) after n updates
 
 
 class GANStep(NamedTuple):
@@ -156,12 +151,7 @@ class GANTrainer:
             "latent_diversity": latent_diversity, "latent_deviation": latent_deviation,
             "discriminator_lr": lr if discriminator_lr is None else discriminator_lr,
         }  # fmt: skip
-        for name, value in weights.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"GANTrainer: {name} must be a finite number, at least 0, got {value}")
-        for name, value in (("ema", ema), ("betas", betas[0]), ("betas", betas[1])):
-            if not 0 <= value < 1:
-                raise ValueError(f"GANTrainer: {name} must be in [0, 1), got {value}")
+        check_numbers("GANTrainer", weights, ema, betas)
         counts = (("penalty_every", penalty_every), ("path_every", path_every), ("n_critic", n_critic))
         for name, count in counts:
             check_count("GANTrainer", name, count, 1)
@@ -179,7 +169,7 @@ class GANTrainer:
         self.penalty_method, self.penalty_every = penalty_method, penalty_every
         self.path_length, self.path_every = path_length, path_every
         self.n_critic, self.steps = n_critic, 0
-        self.ema: EMA[nn.Module] = EMA(gan.generator, ema, ramp=_RAMP, update_buffers=False)
+        self.ema: EMA[nn.Module] = EMA(gan.generator, ema, ramp=RAMP, update_buffers=False)
         self.path_mean = torch.zeros((), device=next(gan.parameters()).device)
         self.augment, self.policy = augment, policy
         self.ada = control.to(self.path_mean.device) if augment == "ada" else None

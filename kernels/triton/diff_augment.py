@@ -126,14 +126,7 @@ def sums_kernel(
         row = line % height
         shown = (channel < channels) & (column < width)
         if MODE == TRANSPOSED:  # what out shows is what remains of x
-            if CUTOUT & POLICY:
-                top, bottom = _start(w5, height)
-                left, right = _start(w6, width)
-                shown &= (row < top) | (row >= bottom) | (column < left) | (column >= right)
-            if TRANSLATION & POLICY:
-                to_row = row - _shift(w3, height)
-                to_column = column - _shift(w4, width)
-                shown &= (to_row >= 0) & (to_row < height) & (to_column >= 0) & (to_column < width)
+            shown &= _placed(row, column, w3, w4, w5, w6, height, width, AFFINE, POLICY)[2]
         at = channel * x_channel + row * x_row + column.to(tl.int64) * x_column
         total += tl.load(x_ptr + at, mask=shown, other=0.0).to(tl.float32)
     tl.store(sums_ptr + program, tl.sum(tl.sum(total, axis=1), axis=0))
