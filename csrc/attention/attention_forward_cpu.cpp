@@ -66,7 +66,7 @@ void load_few(const Attention& a, const Tile& t, float* out) {
 }
 
 // Rows [first, first + count) of a head of paged keys or values, as they lie in one page, or one after the other in
-// `room`.
+// `room`. Fetches the page after a copied one.
 Rows page_rows(const Attention& a, const Rows& x, int64_t head, int64_t first, int64_t count, int64_t depth,
                float* room) {
   const int64_t bytes = depth * width_of(a.dtype);
@@ -75,6 +75,11 @@ Rows page_rows(const Attention& a, const Rows& x, int64_t head, int64_t first, i
     const int64_t key = first + i, row = key % a.page_size, run = smaller(count - i, a.page_size - row);
     char* const from = row_at(x, a.dtype, a.pages[key / a.page_size], head, row);
     if (run == count) return {from, 0, 0, x.row};
+    if (key + run < a.keys) {
+      const int64_t page = a.pages[(key + run) / a.page_size];
+      for (int64_t r = 0; r < smaller(a.page_size, kFetchAhead / bytes); ++r)
+        fetch(row_at(x, a.dtype, page, head, r), bytes);
+    }
     if (x.row == depth) {
       memcpy(to, from, static_cast<size_t>(run * bytes));
     } else {
@@ -98,8 +103,10 @@ int64_t attention_query_blocks(const Attention& a) { return parts(a.queries, que
 
 int64_t attention_forward_floats(const Attention& a) {
   const int64_t nq = query_block(a), nk = key_block(a), blocks = parts(a.keys, nk);
-  const int64_t packed = blocks * (groups_floats(nk, a.depth) + rows_floats(nk, a.value_depth) + 1);
-  const int64_t out = nq * up_to(a.value_depth, kTileColumns);
+  const int64_t width = up_to(a.value_depth, kTileColumns), out = nq * width;
+  const int64_t packed = a.queries <= kFewQueries
+                             ? kFewQueries * width
+                             : blocks * (groups_floats(nk, a.depth) + rows_floats(nk, a.value_depth) + 1);
   const int64_t gathered = a.pages == nullptr ? 0 : nk * (a.depth + a.value_depth);
   return columns_floats(nq, a.depth) + kFewQueries * kWidth + packed + out + 3 * nq * nk + 3 * nq + gathered + 64;
 }
@@ -111,7 +118,6 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
   const int64_t width = up_to(a.value_depth, kTileColumns);
   const int64_t key_floats = groups_floats(nk, a.depth), value_floats = rows_floats(nk, a.value_depth);
   const bool plain = plain_scores(a), few = a.queries <= kFewQueries;
-  const bool in_place = few && a.dtype == DType::kFloat32 && a.value_depth % kTileColumns == 0;
   float* const out = room;
   float* const tile = out + nq * width;
   float* const extra = tile + nq * nk;
@@ -121,8 +127,9 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
   float* const keys = q + columns_floats(nq, a.depth) + kFewQueries * kWidth;
   float* const values = keys + key_blocks * key_floats;
   float* const packed = values + key_blocks * value_floats;
-  float* const gathered = packed + key_blocks;
-  for (int64_t block = 0; block < key_blocks; ++block) packed[block] = 0.0f;
+  float* const few_sums = keys;  // few queries pack nothing
+  float* const gathered = few ? few_sums + kFewQueries * width : packed + key_blocks;
+  for (int64_t block = 0; !few && block < key_blocks; ++block) packed[block] = 0.0f;
   if (few) memset(tile, 0, static_cast<size_t>(nq * nk) * sizeof(float));  // lanes that nothing writes
   RoundKeys round_keys;
   make_round_keys(a.seed, &round_keys);
@@ -149,34 +156,23 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       float* const own_keys = keys + block * key_floats;
       float* const own_values = values + block * value_floats;
       Rows k = a.k, v = a.v;
-      int64_t row = t.key;
+      int64_t row = t.key, there = a.keys - t.key;  // rows that lie one after the other from the block's first on
       if (a.pages != nullptr && (few || packed[block] == 0.0f)) {
         k = page_rows(a, a.k, unit.kv_head, t.key, t.packed_keys, a.depth, gathered);
         v = page_rows(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, gathered + nk * a.depth);
         row = 0;
-      }
-      gemm::Right rows = packed_keys(a, t, own_values);
-      if (in_place) {
-        const char* const from = row_at(v, a.dtype, t.batch, unit.kv_head, row);
-        rows = {reinterpret_cast<const float*>(from), kTileColumns, v.row};
-      }
-      if (packed[block] == 0.0f) {
-        if (!few) {
-          pack(Form::kGroups, a, k, t.batch, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
-        }
-        if (!in_place) {
-          pack(Form::kRows, a, v, t.batch, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
-        }
-        packed[block] = 1.0f;
+        there = k.data == gathered ? 0 : smaller(there, a.page_size - t.key % a.page_size);  // copies need no fetching
       }
       if (few) {
-        const bool copied = rows.data == gathered + nk * a.depth;  // fetching these would evict the keys beside them
-        const Ahead ahead = {rows.data, rows.row_stride, in_place && !copied ? a.value_depth : 0};
-        const char* const from = row_at(k, a.dtype, t.batch, unit.kv_head, row);
         with_type(a.dtype, [&](auto* type) {
-          few_scores(q, reinterpret_cast<decltype(type)>(const_cast<char*>(from)), k.row, t, a.depth, ahead, tile);
+          few_scores(q, few_rows(type, row_at(k, a.dtype, t.batch, unit.kv_head, row), k.row, there), t, a.depth, tile);
         });
       } else {
+        if (packed[block] == 0.0f) {
+          pack(Form::kGroups, a, k, t.batch, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
+          pack(Form::kRows, a, v, t.batch, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
+          packed[block] = 1.0f;
+        }
         scores_product(a, t, own_keys, q, a.depth, a.scale, tile, true);
       }
       if (!plain || !all_visible(a, t)) finish_scores(a, t, tile, nullptr, extra);
@@ -189,7 +185,15 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
         }
       }
       if (!a.pairs && !is_rectangle(a, t)) clear_hidden(a, t, tile);
-      query_product(a, t, tile, rows, a.value_depth, out, width, fresh);
+      if (few) {
+        with_type(a.dtype, [&](auto* type) {
+          const auto from = few_rows(type, row_at(v, a.dtype, t.batch, unit.kv_head, row), v.row, there);
+          few_values(tile, t.stride, t.queries, from, computed_until(a, t, 0), a.value_depth, few_sums, out, width,
+                     fresh);
+        });
+      } else {
+        query_product(a, t, tile, packed_keys(a, t, own_values), a.value_depth, out, width, fresh);
+      }
       fresh = false;
     }
     for (int64_t i = 0; i < t.queries; ++i) {

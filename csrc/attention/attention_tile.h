@@ -63,27 +63,44 @@ GENFAST_NOINLINE void scores_product(const Attention& a, const Tile& t, const fl
   }
 }
 
-struct Ahead {  // rows in memory that will be read soon
-  const float* rows;
-  int64_t stride, count;  // of floats
-};
+// Few queries read keys and values as they lie, packing nothing, so that memory sets the time. Rows are fetched ahead
+// by hand: the hardware stops at every page of memory, and loses up to half of the rate.
+constexpr int64_t kFetchAhead = 4096;  // bytes, about what a core's share of the memory's rate brings in its latency
 
-// The same for few queries, rows of floats with zeros to whole vectors and to four rows, and keys as they lie: sums run
-// along the depth, so that nothing is packed and reading the keys sets the time. Values are fetched meanwhile: their
-// product goes down columns, a cache line a row, which no hardware foresees.
+GENFAST_INLINE void fetch(const void* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+}
+
+// Keys or values of one head, the first of a tile on; `last` of them lie one after the other.
 template <typename T>
-GENFAST_NOINLINE void few_scores(const float* queries, const T* x, int64_t x_stride, const Tile& t, int64_t depth,
-                                 const Ahead& values, float* tile) {
-  constexpr int64_t kRows = 4, kKeys = kWidth / kRows, kLine = 16;  // kWidth sums at a time; floats of a cache line
+struct FewRows {
+  const T* data;
+  int64_t stride, last;
+};
+template <typename T>
+GENFAST_INLINE FewRows<T> few_rows(T*, const char* data, int64_t stride, int64_t last) {
+  return {reinterpret_cast<const T*>(data), stride, last};
+}
+
+// Fetches the `count` rows that come kFetchAhead after `row`.
+template <typename T>
+GENFAST_INLINE void fetch_ahead(const FewRows<T>& x, int64_t row, int64_t count, int64_t depth) {
+  const int64_t bytes = depth * static_cast<int64_t>(sizeof(T)), ahead = (kFetchAhead + bytes - 1) / bytes;
+  const int64_t end = smaller(row + ahead + count, x.last);
+  for (int64_t r = row + ahead; r < end; ++r) fetch(x.data + r * x.stride, bytes);
+}
+
+// Scores of few queries, rows of floats with zeros to whole vectors and to four rows: sums run along the depth.
+template <typename T>
+GENFAST_NOINLINE void few_scores(const float* queries, const FewRows<T>& x, const Tile& t, int64_t depth, float* tile) {
+  constexpr int64_t kRows = 4, kKeys = kWidth / kRows;  // kWidth sums at a time
   for (int64_t j = 0; j < t.keys; j += kKeys) {
-    for (int64_t l = j; l < smaller(j + kKeys, t.keys); ++l) {
-      for (int64_t c = 0; c < values.count; c += kLine) __builtin_prefetch(values.rows + l * values.stride + c);
-    }
+    fetch_ahead(x, j, kKeys, depth);
     for (int64_t i = 0; i < t.queries; i += kRows) {
       VecF sums[kWidth];
       for (int l = 0; l < kWidth; ++l) sums[l] = broadcast(0.0f);
       const T* keys[kKeys];
-      for (int64_t l = 0; l < kKeys; ++l) keys[l] = x + smaller(j + l, t.keys - 1) * x_stride;
+      for (int64_t l = 0; l < kKeys; ++l) keys[l] = x.data + smaller(j + l, t.keys - 1) * x.stride;
       for (int64_t c = 0; c < depth; c += kWidth) {
         VecF key[kKeys];
         for (int64_t l = 0; l < kKeys; ++l) key[l] = load_upto(keys[l] + c, depth - c);
@@ -92,13 +109,65 @@ GENFAST_NOINLINE void few_scores(const float* queries, const T* x, int64_t x_str
           for (int64_t l = 0; l < kKeys; ++l) sums[l * kRows + r] = fma(query, key[l], sums[l * kRows + r]);
         }
       }
-      transpose(sums);
-      for (int l = 1; l < kWidth; ++l) sums[0] = sums[0] + sums[l];
       float lanes[kWidth];
-      store_float(lanes, sums[0]);
+      store_float(lanes, sums_of(sums));
       for (int64_t l = 0; l < kKeys && j + l < t.keys; ++l) {
         memcpy(tile + (j + l) * t.stride + i, lanes + l * kRows, kRows * sizeof(float));
       }
+    }
+  }
+}
+
+// sums[4 queries, kVectors] += from keys [first, last) of a tile, whose queries begin at `tile`.
+template <typename T, int kVectors>
+GENFAST_INLINE void few_columns(const float* tile, int64_t tile_stride, const T* x, int64_t x_stride, int64_t first,
+                                int64_t last, int64_t columns, float* sums, int64_t stride) {
+  constexpr int kRows = 4;
+  VecF own[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kVectors; ++c) own[r][c] = load_float(sums + r * stride + c * kWidth);
+  }
+  for (int64_t j = first; j < last; ++j) {
+    VecF value[kVectors];
+    for (int c = 0; c < kVectors; ++c) value[c] = load_upto(x + j * x_stride + c * kWidth, columns - c * kWidth);
+    for (int r = 0; r < kRows; ++r) {
+      const VecF p = broadcast(tile[j * tile_stride + r]);
+      for (int c = 0; c < kVectors; ++c) own[r][c] = fma(p, value[c], own[r][c]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kVectors; ++c) store_float(sums + r * stride + c * kWidth, own[r][c]);
+  }
+}
+
+// out[queries, depth] = or += from a tile of few queries and `keys` values as they lie. `sums`: kFewQueries rows of
+// `stride` floats, a multiple of kWidth.
+template <typename T>
+GENFAST_NOINLINE void few_values(const float* tile, int64_t tile_stride, int64_t queries, const FewRows<T>& x,
+                                 int64_t keys, int64_t depth, float* sums, float* out, int64_t stride, bool fresh) {
+  constexpr int kVectors = kWidth == 16 ? 4 : 2;
+  constexpr int64_t kPiece = 8, kColumns = kVectors * kWidth;  // as many rows as may be fetched at once
+  memset(sums, 0, static_cast<size_t>(kFewQueries * stride) * sizeof(float));
+  for (int64_t j = 0; j < keys; j += kPiece) {
+    const int64_t last = smaller(j + kPiece, keys);
+    fetch_ahead(x, j, last - j, depth);
+    for (int64_t i = 0; i < queries; i += 4) {
+      int64_t c = 0;
+      for (; c + kColumns <= depth; c += kColumns) {
+        few_columns<T, kVectors>(tile + i, tile_stride, x.data + c, x.stride, j, last, kColumns, sums + i * stride + c,
+                                 stride);
+      }
+      for (; c < depth; c += kWidth) {
+        few_columns<T, 1>(tile + i, tile_stride, x.data + c, x.stride, j, last, depth - c, sums + i * stride + c,
+                          stride);
+      }
+    }
+  }
+  for (int64_t i = 0; i < queries; ++i) {  // sums of a block, then sums of those: they round less than one sum
+    for (int64_t c = 0; c < depth; c += kWidth) {
+      const VecF sum = load_float(sums + i * stride + c);
+      float* const at = out + i * stride + c;
+      store_float(at, fresh ? sum : load_float(at) + sum);
     }
   }
 }

@@ -177,6 +177,21 @@ GENFAST_OP void zip(VecF even, VecF odd, VecF* low, VecF* high) {
   high->v = _mm256_permute2f128_ps(l, h, 0x31);
 }
 
+// Lane i: the sum over vector i. Half the shuffles of a transpose.
+GENFAST_OP VecF sums_of(const VecF square[kWidth]) {
+  __m256 pairs[4], quads[2];
+  for (int i = 0; i < 4; ++i) {
+    const __m256 a = square[2 * i].v, b = square[2 * i + 1].v;
+    pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 2; ++i) {  // of vectors 4 i ... 4 i + 3, over each 128-bit part
+    const __m256d a = _mm256_castps_pd(pairs[2 * i]), b = _mm256_castps_pd(pairs[2 * i + 1]);
+    quads[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  return {_mm256_add_ps(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
+                        _mm256_permute2f128_ps(quads[0], quads[1], 0x31))};
+}
+
 // Lane j of vector i goes to lane i of vector j.
 GENFAST_OP void transpose(VecF square[kWidth]) {
   __m256 pairs[8], quads[8];

@@ -177,6 +177,23 @@ GENFAST_OP void zip(VecF even, VecF odd, VecF* low, VecF* high) {
   high->v = _mm512_permutex2var_ps(even.v, _mm512_add_epi32(lows, _mm512_set1_epi32(8)), odd.v);
 }
 
+// Lane i: the sum over vector i. Half the shuffles of a transpose.
+GENFAST_OP VecF sums_of(const VecF square[kWidth]) {
+  __m512 pairs[8], quads[4];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = square[2 * i].v, b = square[2 * i + 1].v;
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {  // of vectors 4 i ... 4 i + 3, over each 128-bit part
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto halves = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  };
+  return {halves(halves(quads[0], quads[1]), halves(quads[2], quads[3]))};
+}
+
 // Lane j of vector i goes to lane i of vector j.
 GENFAST_OP void transpose(VecF square[kWidth]) {
   __m512 pairs[16], quads[16];

@@ -186,6 +186,13 @@ GENFAST_OP void zip(VecF even, VecF odd, VecF* low, VecF* high) {
 }
 
 #undef GENFAST_LANES
+// Lane i: the sum over vector i.
+GENFAST_OP VecF sums_of(const VecF square[kWidth]) {
+  VecF out;
+  for (int i = 0; i < kWidth; ++i) out.v[i] = sum(square[i]);
+  return out;
+}
+
 // Lane j of vector i goes to lane i of vector j.
 GENFAST_OP void transpose(VecF square[kWidth]) {
   for (int i = 0; i < kWidth; ++i) {

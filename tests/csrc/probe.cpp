@@ -150,6 +150,12 @@ void run_sums(const float* x, float* sums, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) sums[i / kWidth] = sum(load(x + i));
 }
 
+void run_sums_of(const float* x, float* sums) {
+  VecF square[kWidth];
+  for (int i = 0; i < kWidth; ++i) square[i] = load(x + i * kWidth);
+  store(sums, sums_of(square));
+}
+
 void compare(const float* a, const float* b, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += kWidth) {
     const VecF x = load_upto(a + i, count - i), y = load_upto(b + i, count - i);
@@ -183,6 +189,7 @@ const Probe kProbe = {kWidth,
                       to_storage<BFloat16>,
                       from_storage<BFloat16>,
                       run_sums,
+                      run_sums_of,
                       compare};
 
 }  // namespace

@@ -38,6 +38,8 @@ struct Probe {
   void (*from_bfloat16)(const uint16_t* x, float* out, int64_t count);
   // sums[i] is the sum of the vector x[i * width ...]; count is a multiple of the width.
   void (*sums)(const float* x, float* sums, int64_t count);
+  // The same of as many vectors as one has lanes, together.
+  void (*sums_of)(const float* x, float* sums);
   // Lanes of comparisons and selections: out[i] = a < b ? a : b, NaN lanes set to 7.
   void (*compare)(const float* a, const float* b, float* out, int64_t count);
 };

@@ -1,4 +1,6 @@
 // Elementary functions against the C library in double, and lanes of comparisons and sums.
+#include <numeric>
+
 #include "check.h"
 #include "isas.h"
 
@@ -155,6 +157,15 @@ TEST(lanes) {
     for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(1u << (i % static_cast<size_t>(width)));
     probe.sums(x.data(), sums.data(), 3 * width);
     for (float sum : sums) CHECK(sum == std::ldexp(1.0f, width) - 1.0f, "%s sum %g", isa, sum);
+
+    std::vector<float> square(static_cast<size_t>(width * width)), each(static_cast<size_t>(width));
+    for (size_t i = 0; i < square.size(); ++i) square[i] = static_cast<float>(i * i % 101);
+    probe.sums_of(square.data(), each.data());
+    for (int64_t i = 0; i < width; ++i) {
+      const float want = std::accumulate(square.begin() + i * width, square.begin() + (i + 1) * width, 0.0f);
+      CHECK(each[static_cast<size_t>(i)] == want, "%s sum of vector %d: %g, not %g", isa, static_cast<int>(i),
+            each[static_cast<size_t>(i)], want);
+    }
 
     const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, INFINITY, -INFINITY, NAN, 2.0f};
     std::vector<float> a, b;
