@@ -66,7 +66,7 @@ void load_few(const Attention& a, const Tile& t, float* out) {
 }
 
 // Rows [first, first + count) of a head of paged keys or values, as they lie in one page, or one after the other in
-// `room`. Fetches the page after a copied one.
+// `room`.
 Rows page_rows(const Attention& a, const Rows& x, int64_t head, int64_t first, int64_t count, int64_t depth,
                float* room) {
   const int64_t bytes = depth * width_of(a.dtype);
@@ -75,11 +75,6 @@ Rows page_rows(const Attention& a, const Rows& x, int64_t head, int64_t first, i
     const int64_t key = first + i, row = key % a.page_size, run = smaller(count - i, a.page_size - row);
     char* const from = row_at(x, a.dtype, a.pages[key / a.page_size], head, row);
     if (run == count) return {from, 0, 0, x.row};
-    if (key + run < a.keys) {
-      const int64_t page = a.pages[(key + run) / a.page_size];
-      for (int64_t r = 0; r < smaller(a.page_size, kFetchAhead / bytes); ++r)
-        fetch(row_at(x, a.dtype, page, head, r), bytes);
-    }
     if (x.row == depth) {
       memcpy(to, from, static_cast<size_t>(run * bytes));
     } else {
@@ -91,6 +86,40 @@ Rows page_rows(const Attention& a, const Rows& x, int64_t head, int64_t first, i
     i += run;
   }
   return {room, 0, 0, depth};
+}
+
+// Calls body(rows, first, count) for the runs of keys or values [key, key + count) that lie one after the other: all,
+// or those of a page, when the next page's first ones are on their way.
+template <typename T, typename Body>
+void for_runs(T*, const Attention& a, const Rows& x, int64_t batch, int64_t head, int64_t key, int64_t count,
+              int64_t depth, const Body& body) {
+  const auto rows_at = [&](int64_t element, int64_t row, int64_t last) -> FewRows<T> {
+    return {reinterpret_cast<const T*>(row_at(x, a.dtype, element, head, row)), x.row, last};
+  };
+  if (a.pages == nullptr) return body(rows_at(batch, key, a.keys - key), int64_t{0}, count);
+  const int64_t bytes = depth * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < count;) {
+    const int64_t row = (key + i) % a.page_size, page = (key + i) / a.page_size, there = a.page_size - row;
+    if (there <= count - i && (page + 1) * a.page_size < a.keys) {
+      const FewRows<T> next = rows_at(a.pages[page + 1], 0, 0);
+      const int64_t rows = smaller(a.page_size, kFetchAhead / bytes);
+      for (int64_t r = 0; r < rows; ++r) fetch(next.data + r * next.stride, bytes);
+    }
+    const int64_t run = smaller(there, count - i);
+    body(rows_at(a.pages[page], row, there), i, run);
+    i += run;
+  }
+}
+
+// out = or += sums of a block: sums of those round less than one sum.
+void add_sums(const float* sums, int64_t rows, int64_t columns, int64_t stride, bool fresh, float* out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < columns; c += kWidth) {
+      float* const at = out + i * stride + c;
+      const VecF sum = load_float(sums + i * stride + c);
+      store_float(at, fresh ? sum : load_float(at) + sum);
+    }
+  }
 }
 
 void scale_row(float* row, int64_t columns, float factor) {
@@ -107,7 +136,7 @@ int64_t attention_forward_floats(const Attention& a) {
   const int64_t packed = a.queries <= kFewQueries
                              ? kFewQueries * width
                              : blocks * (groups_floats(nk, a.depth) + rows_floats(nk, a.value_depth) + 1);
-  const int64_t gathered = a.pages == nullptr ? 0 : nk * (a.depth + a.value_depth);
+  const int64_t gathered = a.pages == nullptr || a.queries <= kFewQueries ? 0 : nk * (a.depth + a.value_depth);
   return columns_floats(nq, a.depth) + kFewQueries * kWidth + packed + out + 3 * nq * nk + 3 * nq + gathered + 64;
 }
 
@@ -128,7 +157,7 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
   float* const values = keys + key_blocks * key_floats;
   float* const packed = values + key_blocks * value_floats;
   float* const few_sums = keys;  // few queries pack nothing
-  float* const gathered = few ? few_sums + kFewQueries * width : packed + key_blocks;
+  float* const gathered = packed + key_blocks;
   for (int64_t block = 0; !few && block < key_blocks; ++block) packed[block] = 0.0f;
   if (few) memset(tile, 0, static_cast<size_t>(nq * nk) * sizeof(float));  // lanes that nothing writes
   RoundKeys round_keys;
@@ -155,20 +184,22 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       t.keys = smaller(last - t.key, t.packed_keys);
       float* const own_keys = keys + block * key_floats;
       float* const own_values = values + block * value_floats;
-      Rows k = a.k, v = a.v;
-      int64_t row = t.key, there = a.keys - t.key;  // rows that lie one after the other from the block's first on
-      if (a.pages != nullptr && (few || packed[block] == 0.0f)) {
-        k = page_rows(a, a.k, unit.kv_head, t.key, t.packed_keys, a.depth, gathered);
-        v = page_rows(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, gathered + nk * a.depth);
-        row = 0;
-        there = k.data == gathered ? 0 : smaller(there, a.page_size - t.key % a.page_size);  // copies need no fetching
-      }
       if (few) {
         with_type(a.dtype, [&](auto* type) {
-          few_scores(q, few_rows(type, row_at(k, a.dtype, t.batch, unit.kv_head, row), k.row, there), t, a.depth, tile);
+          for_runs(type, a, a.k, t.batch, unit.kv_head, t.key, t.keys, a.depth,
+                   [&](const auto& rows, int64_t j, int64_t count) {
+                     few_scores(q, t.queries, rows, count, a.depth, tile + j * t.stride, t.stride);
+                   });
         });
       } else {
         if (packed[block] == 0.0f) {
+          Rows k = a.k, v = a.v;
+          int64_t row = t.key;
+          if (a.pages != nullptr) {
+            k = page_rows(a, a.k, unit.kv_head, t.key, t.packed_keys, a.depth, gathered);
+            v = page_rows(a, a.v, unit.kv_head, t.key, t.packed_keys, a.value_depth, gathered + nk * a.depth);
+            row = 0;
+          }
           pack(Form::kGroups, a, k, t.batch, unit.kv_head, row, t.packed_keys, a.depth, 1.0f, own_keys);
           pack(Form::kRows, a, v, t.batch, unit.kv_head, row, t.packed_keys, a.value_depth, 1.0f, own_values);
           packed[block] = 1.0f;
@@ -186,11 +217,14 @@ void attention_forward_unit(const AttentionForward& args, const AttentionUnit& u
       }
       if (!a.pairs && !is_rectangle(a, t)) clear_hidden(a, t, tile);
       if (few) {
+        memset(few_sums, 0, static_cast<size_t>(kFewQueries * width) * sizeof(float));
         with_type(a.dtype, [&](auto* type) {
-          const auto from = few_rows(type, row_at(v, a.dtype, t.batch, unit.kv_head, row), v.row, there);
-          few_values(tile, t.stride, t.queries, from, computed_until(a, t, 0), a.value_depth, few_sums, out, width,
-                     fresh);
+          for_runs(type, a, a.v, t.batch, unit.kv_head, t.key, computed_until(a, t, 0), a.value_depth,
+                   [&](const auto& rows, int64_t j, int64_t count) {
+                     few_values(tile + j * t.stride, t.stride, t.queries, rows, count, a.value_depth, few_sums, width);
+                   });
         });
+        add_sums(few_sums, t.queries, a.value_depth, width, fresh, out);
       } else {
         query_product(a, t, tile, packed_keys(a, t, own_values), a.value_depth, out, width, fresh);
       }

@@ -26,7 +26,7 @@ GENFAST_INLINE int64_t block_of(int64_t count, int64_t most, int64_t unit) {
 }
 GENFAST_INLINE int64_t query_block(const Attention& a) { return block_of(a.queries, kMostQueries, kTileColumns); }
 GENFAST_INLINE int64_t key_block(const Attention& a) {
-  if (a.pages != nullptr) {  // large pages: blocks that lie in one, so that they are read in place
+  if (a.pages != nullptr && a.queries > kFewQueries) {  // large pages: blocks in one need no copy before packing
     for (int64_t block = smaller(a.page_size, kMostKeys) / 8 * 8; block >= kMostKeys / 2; block -= 8) {
       if (a.page_size % block == 0) return block;
     }

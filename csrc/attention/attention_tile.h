@@ -71,16 +71,12 @@ GENFAST_INLINE void fetch(const void* from, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
 }
 
-// Keys or values of one head, the first of a tile on; `last` of them lie one after the other.
+// Keys or values of one head; `last` of them lie one after the other.
 template <typename T>
 struct FewRows {
   const T* data;
   int64_t stride, last;
 };
-template <typename T>
-GENFAST_INLINE FewRows<T> few_rows(T*, const char* data, int64_t stride, int64_t last) {
-  return {reinterpret_cast<const T*>(data), stride, last};
-}
 
 // Fetches the `count` rows that come kFetchAhead after `row`.
 template <typename T>
@@ -92,27 +88,28 @@ GENFAST_INLINE void fetch_ahead(const FewRows<T>& x, int64_t row, int64_t count,
 
 // Scores of few queries, rows of floats with zeros to whole vectors and to four rows: sums run along the depth.
 template <typename T>
-GENFAST_NOINLINE void few_scores(const float* queries, const FewRows<T>& x, const Tile& t, int64_t depth, float* tile) {
+GENFAST_NOINLINE void few_scores(const float* query_rows, int64_t queries, const FewRows<T>& x, int64_t count,
+                                 int64_t depth, float* tile, int64_t tile_stride) {
   constexpr int64_t kRows = 4, kKeys = kWidth / kRows;  // kWidth sums at a time
-  for (int64_t j = 0; j < t.keys; j += kKeys) {
+  for (int64_t j = 0; j < count; j += kKeys) {
     fetch_ahead(x, j, kKeys, depth);
-    for (int64_t i = 0; i < t.queries; i += kRows) {
+    for (int64_t i = 0; i < queries; i += kRows) {
       VecF sums[kWidth];
       for (int l = 0; l < kWidth; ++l) sums[l] = broadcast(0.0f);
       const T* keys[kKeys];
-      for (int64_t l = 0; l < kKeys; ++l) keys[l] = x.data + smaller(j + l, t.keys - 1) * x.stride;
+      for (int64_t l = 0; l < kKeys; ++l) keys[l] = x.data + smaller(j + l, count - 1) * x.stride;
       for (int64_t c = 0; c < depth; c += kWidth) {
         VecF key[kKeys];
         for (int64_t l = 0; l < kKeys; ++l) key[l] = load_upto(keys[l] + c, depth - c);
         for (int64_t r = 0; r < kRows; ++r) {
-          const VecF query = load_float(queries + (i + r) * up_to(depth, kWidth) + c);
+          const VecF query = load_float(query_rows + (i + r) * up_to(depth, kWidth) + c);
           for (int64_t l = 0; l < kKeys; ++l) sums[l * kRows + r] = fma(query, key[l], sums[l * kRows + r]);
         }
       }
       float lanes[kWidth];
       store_float(lanes, sums_of(sums));
-      for (int64_t l = 0; l < kKeys && j + l < t.keys; ++l) {
-        memcpy(tile + (j + l) * t.stride + i, lanes + l * kRows, kRows * sizeof(float));
+      for (int64_t l = 0; l < kKeys && j + l < count; ++l) {
+        memcpy(tile + (j + l) * tile_stride + i, lanes + l * kRows, kRows * sizeof(float));
       }
     }
   }
@@ -140,16 +137,15 @@ GENFAST_INLINE void few_columns(const float* tile, int64_t tile_stride, const T*
   }
 }
 
-// out[queries, depth] = or += from a tile of few queries and `keys` values as they lie. `sums`: kFewQueries rows of
-// `stride` floats, a multiple of kWidth.
+// sums[queries, depth] += from a tile of few queries and `count` values as they lie. `stride`, of kFewQueries rows of
+// sums, is a multiple of kWidth.
 template <typename T>
 GENFAST_NOINLINE void few_values(const float* tile, int64_t tile_stride, int64_t queries, const FewRows<T>& x,
-                                 int64_t keys, int64_t depth, float* sums, float* out, int64_t stride, bool fresh) {
+                                 int64_t count, int64_t depth, float* sums, int64_t stride) {
   constexpr int kVectors = kWidth == 16 ? 4 : 2;
   constexpr int64_t kPiece = 8, kColumns = kVectors * kWidth;  // as many rows as may be fetched at once
-  memset(sums, 0, static_cast<size_t>(kFewQueries * stride) * sizeof(float));
-  for (int64_t j = 0; j < keys; j += kPiece) {
-    const int64_t last = smaller(j + kPiece, keys);
+  for (int64_t j = 0; j < count; j += kPiece) {
+    const int64_t last = smaller(j + kPiece, count);
     fetch_ahead(x, j, last - j, depth);
     for (int64_t i = 0; i < queries; i += 4) {
       int64_t c = 0;
@@ -161,13 +157,6 @@ GENFAST_NOINLINE void few_values(const float* tile, int64_t tile_stride, int64_t
         few_columns<T, 1>(tile + i, tile_stride, x.data + c, x.stride, j, last, depth - c, sums + i * stride + c,
                           stride);
       }
-    }
-  }
-  for (int64_t i = 0; i < queries; ++i) {  // sums of a block, then sums of those: they round less than one sum
-    for (int64_t c = 0; c < depth; c += kWidth) {
-      const VecF sum = load_float(sums + i * stride + c);
-      float* const at = out + i * stride + c;
-      store_float(at, fresh ? sum : load_float(at) + sum);
     }
   }
 }
