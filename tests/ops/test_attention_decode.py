@@ -327,3 +327,28 @@ def test_transforms_are_refused() -> None:
     cache = Cache()
     with pytest.raises(RuntimeError, match="has no derivative"):
         torch.func.jvp(lambda q: ops.attention_decode(q, cache.k, cache.v, torch.tensor(LENGTHS)), (q,), (q,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("depth", [3, 16, 33, 64, 80, 111, 128, 203, 256])
+@pytest.mark.parametrize("page", [0, 1, 5, 64])
+def test_few_queries_of_any_depth(isa, page, depth, dtype):
+    """Keys and values are read where they lie: columns beyond whole vectors, runs that end with their page."""
+    keys, value_depth = 130, depth + 7 if depth < 240 else depth
+    for queries in (1, 3, 7):
+        q = torch.randn(2, 2, queries, depth).to(dtype)
+        k, v = torch.randn(2, 2, keys, depth).to(dtype), torch.randn(2, 2, keys, value_depth).to(dtype)
+        want = ops.attention(q.double(), k.double(), v.double(), causal=True)
+        if page:
+            count = -(-keys // page)
+            table, pages = torch.randperm(2 * count).view(2, count), []
+            for x in (k, v):
+                padded = torch.nn.functional.pad(x, (0, 0, 0, count * page - keys), value=torch.nan)
+                paged = padded.new_empty(2 * count, 2, page, x.shape[3])
+                paged[table] = padded.unflatten(2, (count, page)).transpose(1, 2)
+                pages.append(paged)
+            got = ops.attention_decode(q, *pages, torch.full((2,), keys), block_table=table)
+        else:
+            got = ops.attention(q, k, v, causal=True)
+        bound = {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+        torch.testing.assert_close(got.double(), want, rtol=bound, atol=bound)
