@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import likelihood_cases as cases
 import pytest
 import torch
@@ -273,3 +276,39 @@ def test_bad_input_is_refused(call, error, message):
 def test_an_empty_batch():
     terms = ops.elbo(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(0, 2), reduction="none")
     assert all(t.shape == (0,) for t in terms)
+
+
+MEMORY = """
+import ctypes, sys
+import torch
+from genfast.benchmarks.harness import Settings
+from genfast.benchmarks.ops import elbo
+
+def resident(line):
+    return int(next(x for x in open("/proc/self/status") if x.startswith(line)).split()[1]) / 1024
+
+torch.set_num_threads(1)
+settings = Settings(device="cpu", quick=False, compiled=False, seconds=1.0, seed=0)
+case = next(c for c in elbo.cases(settings) if "mixture" in c.variant)
+inputs, call = case.inputs(), case.contenders[sys.argv[1]]
+ctypes.CDLL(None).mallopt(-3, 1 << 16)  # what is freed leaves the process at once
+call(*inputs)
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far
+before = resident("VmRSS")
+gradients = call(*inputs)
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_mixture_needs_a_fifth_of_the_memory():
+    """Forward and backward, beyond the inputs: the kernels make the gradient, the formula a dozen tensors more."""
+    peaks = {}
+    for contender in ("genfast", "eager"):
+        done = subprocess.run([sys.executable, "-c", MEMORY, contender], capture_output=True, text=True, check=False)
+        if "clear_refs" in done.stderr:
+            pytest.skip("the peak of this process cannot be reset")
+        assert done.returncode == 0, done.stderr
+        peaks[contender] = float(done.stdout)
+    assert peaks["genfast"] < peaks["eager"] / 5, peaks
+    assert peaks["eager"] > 30, peaks  # MiB: something was measured
