@@ -63,8 +63,8 @@ GENFAST_NOINLINE void scores_product(const Attention& a, const Tile& t, const fl
   }
 }
 
-// Few queries read keys and values as they lie, packing nothing, so that memory sets the time. Rows are fetched ahead
-// by hand: the hardware stops at every page of memory, and loses up to half of the rate.
+// Few queries read keys and values as they lie, packing nothing, so that memory sets most of the time. Rows are fetched
+// ahead by hand: the hardware stops at every page of memory.
 constexpr int64_t kFetchAhead = 4096;  // bytes, about what a core's share of the memory's rate brings in its latency
 
 GENFAST_INLINE void fetch(const void* from, int64_t bytes) {
