@@ -479,3 +479,23 @@ def test_the_plain_quantizer_is_the_textbooks():
         gradients = [torch.autograd.grad(f.loss + f.z_q.square().sum(), z)[0] for f in found]
         torch.testing.assert_close(*gradients)
         torch.testing.assert_close(layers[0].codebook, layers[1].codebook)
+
+
+def test_large_rbms_go_on_where_they_ended(tmp_path):
+    """RBMs that the folder has are kept, others are added; of another training or number of images none is."""
+    options = {"quick": True, "out": tmp_path, "threads": 1}
+    mnist_rbm_large.main(**options, seeds="0")
+    first = rows_of(tmp_path / "runs.csv")
+    mnist_rbm_large.main(**options, seeds="0-1", resume=True)
+    both = rows_of(tmp_path / "runs.csv")
+    assert [row["seed"] for row in both if row["stage"] == "end"] == ["0", "1"] * 3
+    for old, new in zip(first, [row for row in both if row["seed"] == "0"], strict=True):
+        assert (old["stage"], old["test_forward"]) == (new["stage"], new["test_forward"])
+    check_table("mnist_rbm_large", tmp_path)
+
+    path, digits = tmp_path / "runs.csv", common.load_digits(None, quick=True)
+    quick = mnist_rbm_large.Sizes(full=False, quick=True)
+    assert len(mnist_rbm_large.finished(path, mnist_rbm_large.LARGE, quick, digits)) == 6
+    assert mnist_rbm_large.finished(path, mnist_rbm_large.LARGE, quick._replace(quick=False), digits) == {}
+    fewer = dataclasses.replace(digits, train=digits.train[1:])
+    assert mnist_rbm_large.finished(path, mnist_rbm_large.LARGE, quick, fewer) == {}

@@ -68,7 +68,7 @@ def _grid() -> Tensor:
     return torch.cartesian_prod(line, line)
 
 
-DATA = {"ring": Data(_ring(), 0.01, (0.1, 1e-3), 2500), "grid": Data(_grid(), 0.05, (0.1, 1e-3), 4000)}
+DATA = {"ring": Data(_ring(), 0.01, (0.1, 1e-3), 2500), "grid": Data(_grid(), 0.05, (0.1, 1e-3), 8000)}
 PACKS = {"gan": 1, "pacgan2": 2, "pacgan4": 4, "relativistic": 1}
 NAMES = {"gan": "GAN", "pacgan2": "PacGAN2", "pacgan4": "PacGAN4", "relativistic": "relativistic + R1 + R2"}
 PUBLISHED = {
