@@ -37,8 +37,10 @@ if(NOT GENFAST_SANITIZE AND NOT DEFINED GENFAST_KERNEL_OPTIMIZATION)
   set(GENFAST_KERNEL_OPTIMIZATION -O3)
 endif()
 
-# genfast_add_cpu_kernels(<name> <sources...>): sets <name>_OBJECTS to the objects of all instruction sets.
+# genfast_add_cpu_kernels(<name> <sources...> [PRODUCTS <sources...>]): sets <name>_OBJECTS to the objects of all
+# instruction sets; for AMX those of the sources that multiply matrices.
 function(genfast_add_cpu_kernels name)
+  cmake_parse_arguments(PARSE_ARGV 1 kernels "" "" PRODUCTS)
   set(isas baseline)
   if(GENFAST_X86)
     list(APPEND isas avx2 avx512)
@@ -52,7 +54,11 @@ function(genfast_add_cpu_kernels name)
                    -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized) # GCC bug 105593
   set(flags_amx ${flags_avx512} -DGENFAST_AMX ${genfast_amx_flags})
   foreach(isa ${isas})
-    add_library(${name}_${isa} OBJECT ${ARGN})
+    set(sources ${kernels_PRODUCTS})
+    if(NOT isa STREQUAL amx)
+      list(APPEND sources ${kernels_UNPARSED_ARGUMENTS})
+    endif()
+    add_library(${name}_${isa} OBJECT ${sources})
     genfast_cpu_target(${name}_${isa})
     target_compile_definitions(${name}_${isa} PRIVATE GENFAST_ISA=${isa})
     target_compile_options(${name}_${isa} PRIVATE ${GENFAST_KERNEL_OPTIMIZATION} -fno-exceptions -fno-rtti

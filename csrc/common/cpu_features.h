@@ -1,9 +1,9 @@
 // Instruction sets: which this binary holds, which this machine runs, and how a kernel is compiled once for each.
 //
 // A kernel file <family>/<op>_cpu.cpp is compiled several times, each time with the flags of one instruction set and
-// GENFAST_ISA naming a namespace of its own. Everything such a file uses is a template or function of that namespace or
-// has internal linkage, and no STL: else the linker could keep the AVX-512 copy of a shared inline function for an
-// older CPU. tests/test_instruction_sets.py looks at the disassembly for leaks.
+// GENFAST_ISA naming a namespace of its own; for AMX only where it multiplies matrices. Everything such a file uses is
+// a template or function of that namespace or has internal linkage, and no STL: else the linker could keep the AVX-512
+// copy of a shared inline function for an older CPU. tests/test_instruction_sets.py looks at the disassembly for leaks.
 #pragma once
 
 #include <cstdint>
@@ -37,38 +37,50 @@ void set_bfloat16_pairs(Choice choice);
 
 }  // namespace genfast
 
-// Declares `ret name args` in the namespace of each compiled instruction set. GENFAST_WITH_AMX: the compiler knew the
-// flags of AMX, so that its namespace exists.
+// Declares `ret name args` in the namespace of each vector instruction set. AMX adds nothing but matrix products: its
+// namespace names the function for AVX-512. GENFAST_WITH_AMX: the compiler knew the flags of AMX.
+//
+// GENFAST_DECLARE_WITH_PRODUCT: the same for files that multiply matrices, which are compiled for AMX too.
 #if defined(GENFAST_WITH_AMX)
+#define GENFAST_NAME_FOR_AMX(name) \
+  namespace amx {                  \
+  using ::genfast::avx512::name;   \
+  }
 #define GENFAST_DECLARE_FOR_AMX(ret, name, args) \
   namespace amx {                                \
   ret name args;                                 \
   }
 #define GENFAST_IF_AMX(name) ::genfast::current_isa() == ::genfast::Isa::kAmx ? &::genfast::amx::name:
 #else
+#define GENFAST_NAME_FOR_AMX(name)
 #define GENFAST_DECLARE_FOR_AMX(ret, name, args)
 #define GENFAST_IF_AMX(name)
 #endif
+#define GENFAST_DECLARE_BASELINE(ret, name, args) \
+  namespace baseline {                            \
+  ret name args;                                  \
+  }
 #if defined(GENFAST_X86)
-#define GENFAST_DECLARE_PER_ISA(ret, name, args) \
-  namespace baseline {                           \
-  ret name args;                                 \
-  }                                              \
+#define GENFAST_DECLARE_VECTORS(ret, name, args) \
+  GENFAST_DECLARE_BASELINE(ret, name, args)      \
   namespace avx2 {                               \
   ret name args;                                 \
   }                                              \
   namespace avx512 {                             \
   ret name args;                                 \
-  }                                              \
+  }
+#define GENFAST_DECLARE_PER_ISA(ret, name, args) \
+  GENFAST_DECLARE_VECTORS(ret, name, args)       \
+  GENFAST_NAME_FOR_AMX(name)
+#define GENFAST_DECLARE_WITH_PRODUCT(ret, name, args) \
+  GENFAST_DECLARE_VECTORS(ret, name, args)            \
   GENFAST_DECLARE_FOR_AMX(ret, name, args)
 #define GENFAST_FOR_ISA(name)                                                                         \
   (GENFAST_IF_AMX(name)::genfast::current_isa() == ::genfast::Isa::kAvx512 ? &::genfast::avx512::name \
    : ::genfast::current_isa() == ::genfast::Isa::kAvx2                     ? &::genfast::avx2::name   \
                                                                            : &::genfast::baseline::name)
 #else
-#define GENFAST_DECLARE_PER_ISA(ret, name, args) \
-  namespace baseline {                           \
-  ret name args;                                 \
-  }
+#define GENFAST_DECLARE_PER_ISA(ret, name, args) GENFAST_DECLARE_BASELINE(ret, name, args)
+#define GENFAST_DECLARE_WITH_PRODUCT(ret, name, args) GENFAST_DECLARE_BASELINE(ret, name, args)
 #define GENFAST_FOR_ISA(name) (&::genfast::baseline::name)
 #endif

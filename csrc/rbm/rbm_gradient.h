@@ -30,20 +30,20 @@ struct RbmGradient {
 };
 
 // Floats of scratch for `rows` rows of dW, with `depth` rows of x in all.
-GENFAST_DECLARE_PER_ISA(int64_t, rbm_gradient_scratch, (int64_t rows, int64_t hidden, int64_t depth))
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, rbm_gradient_scratch, (int64_t rows, int64_t hidden, int64_t depth))
 
 // Rows [begin, end) of dW.
-GENFAST_DECLARE_PER_ISA(void, rbm_gradient_rows, (const RbmGradient&, int64_t begin, int64_t end, float* scratch))
+GENFAST_DECLARE_WITH_PRODUCT(void, rbm_gradient_rows, (const RbmGradient&, int64_t begin, int64_t end, float* scratch))
 
 // out[column] = scale * the sum over rows of x[row, column], for columns [begin, end), begin a multiple of 16;
 // added to out where `add`.
-GENFAST_DECLARE_PER_ISA(void, rbm_column_sums,
-                        (const float* x, int64_t stride, int64_t rows, int64_t begin, int64_t end, float scale,
-                         bool add, float* out))
+GENFAST_DECLARE_WITH_PRODUCT(void, rbm_column_sums,
+                             (const float* x, int64_t stride, int64_t rows, int64_t begin, int64_t end, float scale,
+                              bool add, float* out))
 
 // E_v of each row: -x'b, or, where inverse_variance is not null, (x - b)'(x - b) / (2 sigma^2).
-GENFAST_DECLARE_PER_ISA(void, rbm_visible_energy,
-                        (const float* x, int64_t stride, int64_t rows, int64_t visible, const float* b,
-                         const float* inverse_variance, double* out))
+GENFAST_DECLARE_WITH_PRODUCT(void, rbm_visible_energy,
+                             (const float* x, int64_t stride, int64_t rows, int64_t visible, const float* b,
+                              const float* inverse_variance, double* out))
 
 }  // namespace genfast

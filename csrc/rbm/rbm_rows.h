@@ -50,25 +50,25 @@ struct RbmRows {
 };
 
 // Floats of scratch that `rows` rows of a side need; the side's pointers are not looked at.
-GENFAST_DECLARE_PER_ISA(int64_t, rbm_rows_scratch, (const RbmSide&, int64_t rows))
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, rbm_rows_scratch, (const RbmSide&, int64_t rows))
 
 // Returns whether any unit's input was NaN.
-GENFAST_DECLARE_PER_ISA(bool, rbm_rows, (const RbmRows&, float* scratch))
+GENFAST_DECLARE_WITH_PRODUCT(bool, rbm_rows, (const RbmRows&, float* scratch))
 
 // Rows between float32 buffers and tensors of any type, [rows, columns] with strides in elements.
 // The first returns whether a value was NaN or infinite.
-GENFAST_DECLARE_PER_ISA(bool, rbm_load_rows,
-                        (DType dtype, const void* from, int64_t from_stride, float* to, int64_t to_stride, int64_t rows,
-                         int64_t columns))
-GENFAST_DECLARE_PER_ISA(void, rbm_store_rows,
-                        (DType dtype, const float* from, int64_t from_stride, void* to, int64_t to_stride, int64_t rows,
-                         int64_t columns))
+GENFAST_DECLARE_WITH_PRODUCT(bool, rbm_load_rows,
+                             (DType dtype, const void* from, int64_t from_stride, float* to, int64_t to_stride,
+                              int64_t rows, int64_t columns))
+GENFAST_DECLARE_WITH_PRODUCT(void, rbm_store_rows,
+                             (DType dtype, const float* from, int64_t from_stride, void* to, int64_t to_stride,
+                              int64_t rows, int64_t columns))
 
 // Likewise between float32 buffers and 0/1 states as bits, rows of (columns + 7) / 8 bytes: column 8 i + j is bit j of
 // byte i, and unused bits are stored as zeros.
-GENFAST_DECLARE_PER_ISA(void, rbm_load_bits,
-                        (const uint8_t* from, float* to, int64_t to_stride, int64_t rows, int64_t columns))
-GENFAST_DECLARE_PER_ISA(void, rbm_store_bits,
-                        (const float* from, int64_t from_stride, uint8_t* to, int64_t rows, int64_t columns))
+GENFAST_DECLARE_WITH_PRODUCT(void, rbm_load_bits,
+                             (const uint8_t* from, float* to, int64_t to_stride, int64_t rows, int64_t columns))
+GENFAST_DECLARE_WITH_PRODUCT(void, rbm_store_bits,
+                             (const float* from, int64_t from_stride, uint8_t* to, int64_t rows, int64_t columns))
 
 }  // namespace genfast

@@ -28,17 +28,17 @@ struct CodeScreen {
 };
 
 // Rows as float32 with their squared norms in float64; true where one holds NaN or infinity.
-GENFAST_DECLARE_PER_ISA(bool, nearest_code_load,
-                        (DType, const void* from, int64_t rows, int64_t dim, float* to, double* norms))
-GENFAST_DECLARE_PER_ISA(void, nearest_code_screen, (const CodeScreen&, float* scratch))
+GENFAST_DECLARE_WITH_PRODUCT(bool, nearest_code_load,
+                             (DType, const void* from, int64_t rows, int64_t dim, float* to, double* norms))
+GENFAST_DECLARE_WITH_PRODUCT(void, nearest_code_screen, (const CodeScreen&, float* scratch))
 // Roundings that a product of this depth may have, in units of 2^-24 of the product of the norms.
-GENFAST_DECLARE_PER_ISA(double, nearest_code_roundings, (int64_t dim, bool coarse))
+GENFAST_DECLARE_WITH_PRODUCT(double, nearest_code_roundings, (int64_t dim, bool coarse))
 // What rounding to bfloat16 takes from each row: norms[r] = ||x_r - rounded x_r||, no less.
-GENFAST_DECLARE_PER_ISA(void, nearest_code_residuals, (const float* x, int64_t rows, int64_t dim, double* norms))
+GENFAST_DECLARE_WITH_PRODUCT(void, nearest_code_residuals, (const float* x, int64_t rows, int64_t dim, double* norms))
 // The codebook for a coarse screening: out[nearest_code_coarse_floats(codes, dim)].
-GENFAST_DECLARE_PER_ISA(int64_t, nearest_code_coarse_floats, (int64_t codes, int64_t dim))
-GENFAST_DECLARE_PER_ISA(void, nearest_code_pack_coarse, (const float* x, int64_t codes, int64_t dim, float* out))
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, nearest_code_coarse_floats, (int64_t codes, int64_t dim))
+GENFAST_DECLARE_WITH_PRODUCT(void, nearest_code_pack_coarse, (const float* x, int64_t codes, int64_t dim, float* out))
 // Distances and selected codes of rows [begin, end), whose indices are known.
-GENFAST_DECLARE_PER_ISA(void, nearest_code_select, (const NearestCode&, int64_t begin, int64_t end))
+GENFAST_DECLARE_WITH_PRODUCT(void, nearest_code_select, (const NearestCode&, int64_t begin, int64_t end))
 
 }  // namespace genfast

@@ -44,6 +44,6 @@ struct Probe {
   void (*compare)(const float* a, const float* b, float* out, int64_t count);
 };
 
-GENFAST_DECLARE_PER_ISA(const Probe*, probe, ())
+GENFAST_DECLARE_WITH_PRODUCT(const Probe*, probe, ())
 
 }  // namespace genfast

@@ -31,18 +31,19 @@ struct Matmul {
   bool a_transposed;
 };
 
-GENFAST_DECLARE_PER_ISA(int64_t, gemm_tile_columns, ())
-GENFAST_DECLARE_PER_ISA(int64_t, gemm_tile_rows, ())
-GENFAST_DECLARE_PER_ISA(int64_t, gemm_most_rows, ())  // that a thread should take at a time
-GENFAST_DECLARE_PER_ISA(int64_t, gemm_panel_floats, (int64_t depth, int parts))
-GENFAST_DECLARE_PER_ISA(void, gemm_pack_panel, (const Pack&, int64_t panel))
-GENFAST_DECLARE_PER_ISA(int64_t, gemm_scratch_floats, (int64_t rows, int64_t columns, int64_t depth, bool a_transposed))
-GENFAST_DECLARE_PER_ISA(void, gemm_rows, (const Matmul&, int64_t begin, int64_t end, float* scratch))
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, gemm_tile_columns, ())
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, gemm_tile_rows, ())
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, gemm_most_rows, ())  // that a thread should take at a time
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, gemm_panel_floats, (int64_t depth, int parts))
+GENFAST_DECLARE_WITH_PRODUCT(void, gemm_pack_panel, (const Pack&, int64_t panel))
+GENFAST_DECLARE_WITH_PRODUCT(int64_t, gemm_scratch_floats,
+                             (int64_t rows, int64_t columns, int64_t depth, bool a_transposed))
+GENFAST_DECLARE_WITH_PRODUCT(void, gemm_rows, (const Matmul&, int64_t begin, int64_t end, float* scratch))
 
 // Between these a thread may call pair_tile_rows() (product_bfloat16.h): its AMX tiles are configured, where there are
 // any. Released ones cost nothing at a change of context.
-GENFAST_DECLARE_PER_ISA(void, gemm_configure_tiles, ())
-GENFAST_DECLARE_PER_ISA(void, gemm_release_tiles, ())
+GENFAST_DECLARE_WITH_PRODUCT(void, gemm_configure_tiles, ())
+GENFAST_DECLARE_WITH_PRODUCT(void, gemm_release_tiles, ())
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
