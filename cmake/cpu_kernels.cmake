@@ -48,7 +48,7 @@ function(genfast_add_cpu_kernels name)
   if(GENFAST_WITH_AMX)
     list(APPEND isas amx)
   endif()
-  set(flags_baseline -DGENFAST_VEC_PLAIN)
+  set(flags_baseline -DGENFAST_VEC_PLAIN -Wno-psabi) # vectors wider than registers are passed to inline functions only
   set(flags_avx2 -DGENFAST_VEC_AVX2 -mavx2 -mfma -mf16c)
   set(flags_avx512 -DGENFAST_VEC_AVX512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
                    -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized) # GCC bug 105593

@@ -19,7 +19,7 @@ GENFAST_INLINE double total_of(int64_t size, const Value& value) {
   double total = 0.0;
   for (int64_t block = 0; block < size; block += kBlock) {
     const int64_t stop = block + kBlock < size ? block + kBlock : size;
-    auto even = spread(S(0)), odd = even;
+    auto even = broadcast(S(0)), odd = even;
     int64_t i = block;
     for (; i + 2 * kCount <= stop; i += 2 * kCount) {
       even = even + value(i, kCount);
@@ -36,15 +36,15 @@ template <typename T>
 GENFAST_INLINE double squares_of(const T* x, int64_t size, typename Lanes<T>::S first, typename Lanes<T>::S offset) {
   typedef typename Lanes<T>::S S;
   constexpr int64_t kCount = Lanes<T>::kCount;
-  const auto shift = spread(first), mean = spread(offset);
+  const auto shift = broadcast(first), mean = broadcast(offset);
   const int64_t whole = size / kCount * kCount;
   double total = total_of<T>(whole, [&](int64_t i, int64_t) {
-    const auto deviation = (take(x + i, kCount) - shift) - mean;
+    const auto deviation = (load_upto(x + i, kCount) - shift) - mean;
     return deviation * deviation;
   });
   if (whole < size) {
     S lanes[kCount];
-    put(lanes, (take(x + whole, size - whole) - shift) - mean, kCount);
+    store_upto(lanes, (load_upto(x + whole, size - whole) - shift) - mean, kCount);
     for (int64_t k = 0; k < size - whole; ++k) total += static_cast<double>(lanes[k]) * static_cast<double>(lanes[k]);
   }
   return total;
@@ -53,7 +53,7 @@ GENFAST_INLINE double squares_of(const T* x, int64_t size, typename Lanes<T>::S 
 template <typename T>
 GENFAST_INLINE typename Lanes<T>::S first_of(const T* x) {
   typename Lanes<T>::S lanes[Lanes<T>::kCount];
-  put(lanes, take(x, 1), Lanes<T>::kCount);
+  store_upto(lanes, load_upto(x, 1), Lanes<T>::kCount);
   return lanes[0];
 }
 
@@ -66,11 +66,11 @@ void forward(const InstanceNorm& args, int64_t begin, int64_t end) {
     const T* const x = static_cast<const T*>(args.x) + plane * size;
     T* const out = static_cast<T*>(args.out) + plane * size;
     const S first = first_of(x);
-    const auto shift = spread(first);
-    double mean = total_of<T>(whole, [&](int64_t i, int64_t) { return take(x + i, kCount) - shift; });
+    const auto shift = broadcast(first);
+    double mean = total_of<T>(whole, [&](int64_t i, int64_t) { return load_upto(x + i, kCount) - shift; });
     if (whole < size) {
       S lanes[kCount];
-      put(lanes, take(x + whole, size - whole) - shift, kCount);
+      store_upto(lanes, load_upto(x + whole, size - whole) - shift, kCount);
       for (int64_t k = 0; k < size - whole; ++k) mean += static_cast<double>(lanes[k]);
     }
     const S offset = static_cast<S>(mean / static_cast<double>(size));
@@ -79,10 +79,10 @@ void forward(const InstanceNorm& args, int64_t begin, int64_t end) {
     static_cast<S*>(args.offset)[plane] = offset;
     static_cast<S*>(args.rstd)[plane] = rstd;
     const S scale = args.scale == nullptr ? S(1) : static_cast<const S*>(args.scale)[plane];
-    const auto factor = spread(scale * rstd), center = spread(offset);
-    const auto bias = spread(args.shift == nullptr ? S(0) : static_cast<const S*>(args.shift)[plane]);
+    const auto factor = broadcast(scale * rstd), center = broadcast(offset);
+    const auto bias = broadcast(args.shift == nullptr ? S(0) : static_cast<const S*>(args.shift)[plane]);
     for (int64_t i = 0; i < size; i += kCount) {
-      put(out + i, fma((take(x + i, size - i) - shift) - center, factor, bias), size - i);
+      store_upto(out + i, fma((load_upto(x + i, size - i) - shift) - center, factor, bias), size - i);
     }
   }
 }
@@ -96,21 +96,21 @@ void backward(const InstanceNorm& args, int64_t begin, int64_t end) {
     const T* const x = static_cast<const T*>(args.x) + plane * size;
     const T* const dout = static_cast<const T*>(args.dout) + plane * size;
     T* const dx = static_cast<T*>(args.out) + plane * size;
-    const auto shift = spread(first_of(x)), center = spread(static_cast<const S*>(args.offset)[plane]);
+    const auto shift = broadcast(first_of(x)), center = broadcast(static_cast<const S*>(args.offset)[plane]);
     const S rstd = static_cast<const S*>(args.rstd)[plane];
-    const double dshift = total_of<T>(size, [&](int64_t i, int64_t count) { return take(dout + i, count); });
+    const double dshift = total_of<T>(size, [&](int64_t i, int64_t count) { return load_upto(dout + i, count); });
     // Lanes beyond the end have a cotangent of zero.
     const double along = static_cast<double>(rstd) * total_of<T>(size, [&](int64_t i, int64_t count) {
-                           return take(dout + i, count) * ((take(x + i, count) - shift) - center);
+                           return load_upto(dout + i, count) * ((load_upto(x + i, count) - shift) - center);
                          });
     static_cast<S*>(args.dscale)[plane] = static_cast<S>(along);
     static_cast<S*>(args.dshift)[plane] = static_cast<S>(dshift);
     const S scale = args.scale == nullptr ? S(1) : static_cast<const S*>(args.scale)[plane];
-    const auto factor = spread(scale * rstd), mean = spread(static_cast<S>(dshift / static_cast<double>(size)));
-    const auto slope = spread(static_cast<S>(along / static_cast<double>(size) * static_cast<double>(rstd)));
+    const auto factor = broadcast(scale * rstd), mean = broadcast(static_cast<S>(dshift / static_cast<double>(size)));
+    const auto slope = broadcast(static_cast<S>(along / static_cast<double>(size) * static_cast<double>(rstd)));
     for (int64_t i = 0; i < size; i += kCount) {
-      const auto deviation = (take(x + i, size - i) - shift) - center;
-      put(dx + i, ((take(dout + i, size - i) - mean) - deviation * slope) * factor, size - i);
+      const auto deviation = (load_upto(x + i, size - i) - shift) - center;
+      store_upto(dx + i, ((load_upto(dout + i, size - i) - mean) - deviation * slope) * factor, size - i);
     }
   }
 }

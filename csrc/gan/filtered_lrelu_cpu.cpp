@@ -10,16 +10,8 @@ namespace genfast {
 namespace GENFAST_ISA {
 namespace {
 
-// clang-format off: one operation a line
-#define GENFAST_LANES for (int i = 0; i < kWidthD; ++i)
-GENFAST_INLINE VecD smaller(VecD a, VecD b) { GENFAST_LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return a; }
-GENFAST_INLINE VecD larger(VecD a, VecD b) { GENFAST_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i]; return a; }
 // then where a > 0, other elsewhere.
-GENFAST_INLINE VecD where_positive(VecD a, VecD then, VecD other) { GENFAST_LANES a.v[i] = a.v[i] > 0 ? then.v[i] : other.v[i]; return a; }
-#undef GENFAST_LANES
-// clang-format on
-GENFAST_INLINE VecF smaller(VecF a, VecF b) { return min(a, b); }
-GENFAST_INLINE VecF larger(VecF a, VecF b) { return max(a, b); }
+GENFAST_INLINE VecD where_positive(VecD a, VecD then, VecD other) { return {a.v > 0.0 ? then.v : other.v}; }
 GENFAST_INLINE VecF where_positive(VecF a, VecF then, VecF other) {
   return select(less(broadcast(0.0f), a), then, other);
 }
@@ -39,12 +31,10 @@ struct Activation {
         zero(broadcast(A{0})) {}
 
   // The bounds come first, so that a NaN stays.
-  GENFAST_ALWAYS V value(V a) const {
-    return larger(minus_limit, smaller(limit, a * where_positive(a, positive, negative)));
-  }
+  GENFAST_ALWAYS V value(V a) const { return max(minus_limit, min(limit, a * where_positive(a, positive, negative))); }
   GENFAST_ALWAYS V slope(V a) const {
     const V factor = where_positive(a, positive, negative), y = a * factor;
-    const V beyond = larger(y + minus_limit, minus_limit + y * broadcast(A{-1}));  // |y| - limit
+    const V beyond = max(y + minus_limit, minus_limit + y * broadcast(A{-1}));  // |y| - limit
     return where_positive(beyond, zero, factor);
   }
 };
@@ -93,7 +83,7 @@ GENFAST_NOINLINE bool middle_row(const FirAxis<A>& axis_y, const FirAxis<A>& axi
     A* const at = buffer + part.at;
     int64_t i = 0;
     for (; i + Lanes<A>::kCount <= part.count; i += Lanes<A>::kCount) store(at + i, load(at + i) + added);
-    if (i < part.count) store_part(at + i, load(at + i) + added, static_cast<int>(part.count - i));
+    if (i < part.count) store_upto(at + i, load(at + i) + added, part.count - i);
   }
   emit(axis_x, buffer, to);
   return true;
@@ -106,7 +96,7 @@ GENFAST_INLINE void sum_rows(const A* const* rows, const A* weights, int64_t cou
   for (int64_t i = 0; i < width; i += kCount) {
     typename Lanes<A>::V total = load(rows[0] + i) * broadcast(weights[0]);
     for (int64_t j = 1; j < count; ++j) total = fma(load(rows[j] + i), broadcast(weights[j]), total);
-    store_some(out + i, total, width - i);
+    store_upto(out + i, total, width - i);
   }
 }
 

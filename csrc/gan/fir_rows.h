@@ -2,78 +2,11 @@
 // phases of a buffer, and outputs are made from them. Sums are float32, float64 for float64.
 #pragma once
 
-#include "common/vec.h"
 #include "gan/fir_axis.h"
+#include "gan/lanes.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
-
-// ---- float64 with the names of vec.h: loops that the compiler turns into vectors ----
-
-constexpr int kWidthD = 4;
-struct VecD {
-  double v[kWidthD];
-};
-
-// clang-format off: one operation a line
-#define GENFAST_LANES for (int i = 0; i < kWidthD; ++i)
-GENFAST_INLINE VecD broadcast(double x) { VecD r; GENFAST_LANES r.v[i] = x; return r; }
-GENFAST_INLINE VecD load(const double* p) { VecD r; memcpy(r.v, p, sizeof r.v); return r; }
-GENFAST_INLINE void store(double* p, VecD x) { memcpy(p, x.v, sizeof x.v); }
-GENFAST_INLINE VecD operator+(VecD a, VecD b) { GENFAST_LANES a.v[i] += b.v[i]; return a; }
-GENFAST_INLINE VecD operator*(VecD a, VecD b) { GENFAST_LANES a.v[i] *= b.v[i]; return a; }
-GENFAST_INLINE VecD fma(VecD a, VecD b, VecD c) { GENFAST_LANES a.v[i] = a.v[i] * b.v[i] + c.v[i]; return a; }
-// clang-format on
-GENFAST_INLINE VecD load_part(const double* p, int count) {
-  VecD r = broadcast(0.0);
-  memcpy(r.v, p, sizeof(double) * static_cast<size_t>(count));
-  return r;
-}
-GENFAST_INLINE void store_part(double* p, VecD x, int count) {
-  memcpy(p, x.v, sizeof(double) * static_cast<size_t>(count));
-}
-GENFAST_INLINE void unzip(VecD low, VecD high, VecD* even, VecD* odd) {
-  double all[2 * kWidthD];
-  store(all, low);
-  store(all + kWidthD, high);
-  GENFAST_LANES even->v[i] = all[2 * i];
-  GENFAST_LANES odd->v[i] = all[2 * i + 1];
-}
-GENFAST_INLINE void zip(VecD even, VecD odd, VecD* low, VecD* high) {
-  double all[2 * kWidthD];
-  GENFAST_LANES all[2 * i] = even.v[i];
-  GENFAST_LANES all[2 * i + 1] = odd.v[i];
-  *low = load(all);
-  *high = load(all + kWidthD);
-}
-#undef GENFAST_LANES
-
-// The arithmetic of a storage type.
-template <typename T>
-struct Lanes {
-  using A = float;
-  using V = VecF;
-  static constexpr int kCount = kWidth;
-};
-template <>
-struct Lanes<double> {
-  using A = double;
-  using V = VecD;
-  static constexpr int kCount = kWidthD;
-};
-
-template <typename T>
-GENFAST_INLINE typename Lanes<T>::V load_some(const T* p, int64_t count) {
-  return count >= Lanes<T>::kCount ? load(p) : load_part(p, static_cast<int>(count));
-}
-template <typename T>
-GENFAST_INLINE void store_some(T* p, typename Lanes<T>::V x, int64_t count) {
-  if (count >= Lanes<T>::kCount) {
-    store(p, x);
-  } else if (count > 0) {
-    store_part(p, x, static_cast<int>(count));
-  }
-}
 
 // ---- rows into the buffer ----
 
@@ -81,17 +14,17 @@ GENFAST_INLINE void store_some(T* p, typename Lanes<T>::V x, int64_t count) {
 // kRows: their number, 0 for any.
 template <int kRows, typename T>
 GENFAST_INLINE typename Lanes<T>::V weighted(const T* p, int64_t stride, const typename Lanes<T>::V* w,
-                                             const typename Lanes<T>::A* weights, int64_t rows, int64_t count) {
+                                             const typename Lanes<T>::S* weights, int64_t rows, int64_t count) {
   using V = typename Lanes<T>::V;
-  if (count <= 0) return broadcast(typename Lanes<T>::A{0});
+  if (count <= 0) return broadcast(typename Lanes<T>::S{0});
   if (kRows == 0) {
-    V total = load_some(p, count) * broadcast(weights[0]);
-    for (int64_t j = 1; j < rows; ++j) total = fma(load_some(p + j * stride, count), broadcast(weights[j]), total);
+    V total = load_upto(p, count) * broadcast(weights[0]);
+    for (int64_t j = 1; j < rows; ++j) total = fma(load_upto(p + j * stride, count), broadcast(weights[j]), total);
     return total;
   }
-  V total = load_some(p, count) * w[0];
+  V total = load_upto(p, count) * w[0];
 #pragma GCC unroll 8
-  for (int j = 1; j < kRows; ++j) total = fma(load_some(p + j * stride, count), w[j], total);
+  for (int j = 1; j < kRows; ++j) total = fma(load_upto(p + j * stride, count), w[j], total);
   return total;
 }
 
@@ -201,7 +134,7 @@ GENFAST_INLINE void emit_row(const FirAxis<A>& axis, const A* buffer, int64_t gr
     int64_t q = 0;
     for (; q + kCount <= left; q += kCount)
       store(out + q, filtered<kTaps>(buffer + q, axis.phases[0], w[0], offsets[0]));
-    if (q < left) store_some(out + q, filtered<kTaps>(buffer + q, axis.phases[0], w[0], offsets[0]), left - q);
+    if (q < left) store_upto(out + q, filtered<kTaps>(buffer + q, axis.phases[0], w[0], offsets[0]), left - q);
   } else if (kUp == 2) {
     V low, high;
     int64_t q = 0;
@@ -214,8 +147,8 @@ GENFAST_INLINE void emit_row(const FirAxis<A>& axis, const A* buffer, int64_t gr
     if (2 * q < left) {
       zip(filtered<kTaps>(buffer + q, axis.phases[0], w[0], offsets[0]),
           filtered<kTaps>(buffer + q, axis.phases[1], w[kPhases - 1], offsets[kPhases - 1]), &low, &high);
-      store_some(out + 2 * q, low, left - 2 * q);
-      store_some(out + 2 * q + kCount, high, left - 2 * q - kCount);
+      store_upto(out + 2 * q, low, left - 2 * q);
+      if (left > 2 * q + kCount) store_upto(out + 2 * q + kCount, high, left - 2 * q - kCount);
     }
   } else {
     T lanes[kCount];

@@ -7,22 +7,47 @@
 namespace genfast {
 namespace GENFAST_ISA {
 
+typedef double Doubles __attribute__((vector_size(32)));
 struct VecD {
   static constexpr int kCount = 4;
-  double v[kCount];
+  Doubles v;
 };
 
-#define GENFAST_DOUBLES for (int i = 0; i < VecD::kCount; ++i)
 // clang-format off: one operation a line
-GENFAST_INLINE VecD operator+(VecD a, VecD b) { GENFAST_DOUBLES a.v[i] += b.v[i]; return a; }
-GENFAST_INLINE VecD operator-(VecD a, VecD b) { GENFAST_DOUBLES a.v[i] -= b.v[i]; return a; }
-GENFAST_INLINE VecD operator*(VecD a, VecD b) { GENFAST_DOUBLES a.v[i] *= b.v[i]; return a; }
-GENFAST_INLINE VecD div(VecD a, VecD b) { GENFAST_DOUBLES a.v[i] /= b.v[i]; return a; }
-GENFAST_INLINE VecD sqrt(VecD a) { GENFAST_DOUBLES a.v[i] = ::sqrt(a.v[i]); return a; }
-GENFAST_INLINE VecD fma(VecD a, VecD b, VecD c) { GENFAST_DOUBLES a.v[i] = a.v[i] * b.v[i] + c.v[i]; return a; }
+GENFAST_INLINE VecD broadcast(double x) { return {Doubles{x, x, x, x}}; }
+GENFAST_INLINE VecD load(const double* p) { VecD r; memcpy(&r.v, p, sizeof r.v); return r; }
+GENFAST_INLINE void store(double* p, VecD x) { memcpy(p, &x.v, sizeof x.v); }
+GENFAST_INLINE VecD operator+(VecD a, VecD b) { return {a.v + b.v}; }
+GENFAST_INLINE VecD operator-(VecD a, VecD b) { return {a.v - b.v}; }
+GENFAST_INLINE VecD operator*(VecD a, VecD b) { return {a.v * b.v}; }
+GENFAST_INLINE VecD div(VecD a, VecD b) { return {a.v / b.v}; }
+GENFAST_INLINE VecD sqrt(VecD a) { return {Doubles{::sqrt(a.v[0]), ::sqrt(a.v[1]), ::sqrt(a.v[2]), ::sqrt(a.v[3])}}; }
+GENFAST_INLINE VecD fma(VecD a, VecD b, VecD c) { return {a.v * b.v + c.v}; }
+// The second operand where either is NaN.
+GENFAST_INLINE VecD min(VecD a, VecD b) { return {a.v < b.v ? a.v : b.v}; }
+GENFAST_INLINE VecD max(VecD a, VecD b) { return {a.v > b.v ? a.v : b.v}; }
 GENFAST_INLINE double sum(VecD a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+// Elements 0, 2, ... and 1, 3, ... of two vectors of memory order, and back.
+GENFAST_INLINE void unzip(VecD low, VecD high, VecD* even, VecD* odd) {
+  *even = {Doubles{low.v[0], low.v[2], high.v[0], high.v[2]}};
+  *odd = {Doubles{low.v[1], low.v[3], high.v[1], high.v[3]}};
+}
+GENFAST_INLINE void zip(VecD even, VecD odd, VecD* low, VecD* high) {
+  *low = {Doubles{even.v[0], odd.v[0], even.v[1], odd.v[1]}};
+  *high = {Doubles{even.v[2], odd.v[2], even.v[3], odd.v[3]}};
+}
 // clang-format on
-#undef GENFAST_DOUBLES
+
+// As of vec.h: at most a vector of elements; lanes beyond `count` read as zero and are not written.
+GENFAST_INLINE VecD load_upto(const double* p, int64_t count) {
+  if (count >= VecD::kCount) return load(p);
+  VecD x = broadcast(0.0);
+  memcpy(&x.v, p, sizeof(double) * static_cast<size_t>(count));
+  return x;
+}
+GENFAST_INLINE void store_upto(double* p, VecD x, int64_t count) {
+  memcpy(p, &x.v, sizeof(double) * static_cast<size_t>(count < VecD::kCount ? count : VecD::kCount));
+}
 
 // The arithmetic of storage type T: a vector V of kCount scalars S.
 template <typename T>
@@ -37,29 +62,6 @@ struct Lanes<double> {
   typedef double S;
   static constexpr int kCount = VecD::kCount;
 };
-
-GENFAST_INLINE VecF spread(float x) { return broadcast(x); }
-GENFAST_INLINE VecD spread(double x) { return {{x, x, x, x}}; }
-
-// The next elements, at most a vector of them; lanes beyond `count` read as zero and are not written.
-template <typename T>
-GENFAST_INLINE VecF take(const T* p, int64_t count) {
-  return load_upto(p, count);
-}
-GENFAST_INLINE VecD take(const double* p, int64_t count) {
-  VecD x = {{0.0, 0.0, 0.0, 0.0}};
-  const int lanes = count < VecD::kCount ? static_cast<int>(count) : VecD::kCount;
-  for (int i = 0; i < lanes; ++i) x.v[i] = p[i];
-  return x;
-}
-template <typename T>
-GENFAST_INLINE void put(T* p, VecF x, int64_t count) {
-  store_upto(p, x, count);
-}
-GENFAST_INLINE void put(double* p, VecD x, int64_t count) {
-  const int lanes = count < VecD::kCount ? static_cast<int>(count) : VecD::kCount;
-  for (int i = 0; i < lanes; ++i) p[i] = x.v[i];
-}
 
 }  // namespace GENFAST_ISA
 }  // namespace genfast

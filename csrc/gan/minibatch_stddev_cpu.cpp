@@ -36,24 +36,25 @@ GENFAST_INLINE void moments(const MinibatchStddev& args, const Rows<T>& rows, in
                             typename Lanes<T>::S* mean, typename Lanes<T>::S* variance) {
   typedef typename Lanes<T>::S S;
   constexpr int kCount = Lanes<T>::kCount;
-  const auto zero = spread(S(0)), share = spread(static_cast<S>(1.0 / static_cast<double>(args.size)));
+  const auto zero = broadcast(S(0)), share = broadcast(static_cast<S>(1.0 / static_cast<double>(args.size)));
   // Deviations from the first sample: a mean that is large beside them costs no digits.
   for (int64_t g = 0; g < args.size; ++g) {
     const T* const x = rows.x + g * rows.x_step;
     T* const to = copy == nullptr ? nullptr : copy + g * rows.map_step;
     for (int64_t i = 0; i < count; i += kCount) {
-      const auto value = take(x + i, count - i);
-      if (to != nullptr) put(to + i, value, count - i);
-      const auto total = (g == 0 ? zero : take(mean + i, kCount)) + (value - take(rows.x + i, count - i));
-      put(mean + i, g + 1 == args.size ? total * share : total, kCount);
+      const auto value = load_upto(x + i, count - i);
+      if (to != nullptr) store_upto(to + i, value, count - i);
+      const auto total = (g == 0 ? zero : load_upto(mean + i, kCount)) + (value - load_upto(rows.x + i, count - i));
+      store_upto(mean + i, g + 1 == args.size ? total * share : total, kCount);
     }
   }
   for (int64_t g = 0; g < args.size; ++g) {
     const T* const x = rows.x + g * rows.x_step;
     for (int64_t i = 0; i < count; i += kCount) {
-      const auto deviation = (take(x + i, count - i) - take(rows.x + i, count - i)) - take(mean + i, kCount);
-      const auto total = fma(deviation, deviation, g == 0 ? zero : take(variance + i, kCount));
-      put(variance + i, g + 1 == args.size ? total * share : total, kCount);
+      const auto deviation =
+          (load_upto(x + i, count - i) - load_upto(rows.x + i, count - i)) - load_upto(mean + i, kCount);
+      const auto total = fma(deviation, deviation, g == 0 ? zero : load_upto(variance + i, kCount));
+      store_upto(variance + i, g + 1 == args.size ? total * share : total, kCount);
     }
   }
 }
@@ -63,20 +64,20 @@ double forward(const MinibatchStddev& args, const StddevPiece& piece) {
   typedef typename Lanes<T>::S S;
   constexpr int kCount = Lanes<T>::kCount;
   S mean[kBlock + 16], variance[kBlock + 16];
-  const auto eps = spread(static_cast<S>(args.eps));
+  const auto eps = broadcast(static_cast<S>(args.eps));
   double total = 0.0;
   for (int64_t at = piece.begin; at < piece.end; at += kBlock) {
     const int64_t count = piece.end - at < kBlock ? piece.end - at : kBlock;
     const Rows<T> rows = rows_of<T>(args, piece, at);
     moments<T>(args, rows, count, static_cast<T*>(args.out) + rows.map_offset, mean, variance);
-    auto sums = spread(S(0));
+    auto sums = broadcast(S(0));
     for (int64_t i = 0; i < count; i += kCount) {
-      const auto sd = sqrt(take(variance + i, kCount) + eps);
+      const auto sd = sqrt(load_upto(variance + i, kCount) + eps);
       if (count - i >= kCount) {
         sums = sums + sd;
       } else {
         S lanes[kCount];
-        put(lanes, sd, kCount);
+        store_upto(lanes, sd, kCount);
         for (int64_t k = 0; k < count - i; ++k) total += static_cast<double>(lanes[k]);
       }
     }
@@ -90,22 +91,24 @@ void backward(const MinibatchStddev& args, const StddevPiece& piece, double fact
   typedef typename Lanes<T>::S S;
   constexpr int kCount = Lanes<T>::kCount;
   S mean[kBlock + 16], slope[kBlock + 16];
-  const auto eps = spread(static_cast<S>(args.eps)), along = spread(static_cast<S>(factor));
+  const auto eps = broadcast(static_cast<S>(args.eps)), along = broadcast(static_cast<S>(factor));
   for (int64_t at = piece.begin; at < piece.end; at += kBlock) {
     const int64_t count = piece.end - at < kBlock ? piece.end - at : kBlock;
     const Rows<T> rows = rows_of<T>(args, piece, at);
     moments<T>(args, rows, count, nullptr, mean, slope);
     for (int64_t i = 0; i < count; i += kCount) {
-      put(slope + i, div(along, sqrt(take(slope + i, kCount) + eps)), kCount);
+      store_upto(slope + i, div(along, sqrt(load_upto(slope + i, kCount) + eps)), kCount);
     }
     const T* const dout = static_cast<const T*>(args.dout) + rows.map_offset;
     T* const dx = static_cast<T*>(args.out) + (rows.x - static_cast<const T*>(args.x));
     for (int64_t g = 0; g < args.size; ++g) {
       const T* const x = rows.x + g * rows.x_step;
       for (int64_t i = 0; i < count; i += kCount) {
-        const auto deviation = (take(x + i, count - i) - take(rows.x + i, count - i)) - take(mean + i, kCount);
-        const auto value = fma(deviation, take(slope + i, kCount), take(dout + g * rows.map_step + i, count - i));
-        put(dx + g * rows.x_step + i, value, count - i);
+        const auto deviation =
+            (load_upto(x + i, count - i) - load_upto(rows.x + i, count - i)) - load_upto(mean + i, kCount);
+        const auto value =
+            fma(deviation, load_upto(slope + i, kCount), load_upto(dout + g * rows.map_step + i, count - i));
+        store_upto(dx + g * rows.x_step + i, value, count - i);
       }
     }
   }
@@ -119,8 +122,8 @@ int64_t map_at(const MinibatchStddev& args, int64_t sample, int64_t feature) {
 template <typename T>
 void write_map(const MinibatchStddev& args, int64_t sample, int64_t feature, double y) {
   T* const map = static_cast<T*>(args.out) + map_at<T>(args, sample, feature);
-  const auto value = spread(static_cast<typename Lanes<T>::S>(y));
-  for (int64_t i = 0; i < args.spatial; i += Lanes<T>::kCount) put(map + i, value, args.spatial - i);
+  const auto value = broadcast(static_cast<typename Lanes<T>::S>(y));
+  for (int64_t i = 0; i < args.spatial; i += Lanes<T>::kCount) store_upto(map + i, value, args.spatial - i);
 }
 
 template <typename T>
@@ -130,8 +133,8 @@ double map_sum(const MinibatchStddev& args, int64_t sample, int64_t feature) {
   double total = 0.0;
   for (int64_t block = 0; block < args.spatial; block += kBlock) {
     const int64_t stop = block + kBlock < args.spatial ? block + kBlock : args.spatial;
-    auto sums = spread(S(0));
-    for (int64_t i = block; i < stop; i += Lanes<T>::kCount) sums = sums + take(map + i, stop - i);
+    auto sums = broadcast(S(0));
+    for (int64_t i = block; i < stop; i += Lanes<T>::kCount) sums = sums + load_upto(map + i, stop - i);
     total += static_cast<double>(sum(sums));
   }
   return total;

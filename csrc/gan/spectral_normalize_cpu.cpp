@@ -18,18 +18,18 @@ constexpr int kRows = 4;  // rows that share the loads of v and of the sums
 template <typename T, typename S>
 GENFAST_INLINE void multiply(const T* const segments[kRows], const S* v, int64_t inner, typename Lanes<T>::V* totals) {
   for (int64_t i = 0; i < inner; i += Lanes<T>::kCount) {
-    const typename Lanes<T>::V right = take(v + i, inner - i);
-    for (int r = 0; r < kRows; ++r) totals[r] = fma(take(segments[r] + i, inner - i), right, totals[r]);
+    const typename Lanes<T>::V right = load_upto(v + i, inner - i);
+    for (int r = 0; r < kRows; ++r) totals[r] = fma(load_upto(segments[r] + i, inner - i), right, totals[r]);
   }
 }
 
 template <typename T, typename S>
 GENFAST_INLINE void accumulate(const T* const segments[kRows], const S* factors, int64_t inner, bool first, S* sums) {
-  const auto zero = spread(S(0));
+  const auto zero = broadcast(S(0));
   for (int64_t i = 0; i < inner; i += Lanes<T>::kCount) {
-    auto total = first ? zero : take(sums + i, inner - i);
-    for (int r = 0; r < kRows; ++r) total = fma(take(segments[r] + i, inner - i), spread(factors[r]), total);
-    put(sums + i, total, inner - i);
+    auto total = first ? zero : load_upto(sums + i, inner - i);
+    for (int r = 0; r < kRows; ++r) total = fma(load_upto(segments[r] + i, inner - i), broadcast(factors[r]), total);
+    store_upto(sums + i, total, inner - i);
   }
 }
 
@@ -47,7 +47,7 @@ GENFAST_NOINLINE void products(const SpectralLayer& layer, const void* v_any, in
     const T* starts[kRows];
     for (int r = 0; r < kRows; ++r) starts[r] = weight + (row + r < end ? row + r : end - 1) * inner;
     typename Lanes<T>::V totals[kRows];
-    for (int r = 0; r < kRows; ++r) totals[r] = spread(S(0));
+    for (int r = 0; r < kRows; ++r) totals[r] = broadcast(S(0));
     for (int64_t o = 0; o < layer.outer; ++o) {
       const T* segments[kRows];
       for (int r = 0; r < kRows; ++r) segments[r] = starts[r] + o * stride;
@@ -74,9 +74,9 @@ double columns(const void* parts_any, int64_t count, int64_t stride, int64_t beg
   S* const out = static_cast<S*>(out_any);
   double squares = 0.0;
   for (int64_t c = begin; c < end; c += Lanes<T>::kCount) {
-    auto total = take(parts + c, end - c);
-    for (int64_t part = 1; part < count; ++part) total = total + take(parts + part * stride + c, end - c);
-    put(out + c, total, end - c);
+    auto total = load_upto(parts + c, end - c);
+    for (int64_t part = 1; part < count; ++part) total = total + load_upto(parts + part * stride + c, end - c);
+    store_upto(out + c, total, end - c);
     const int64_t stop = c + Lanes<T>::kCount < end ? c + Lanes<T>::kCount : end;
     for (int64_t i = c; i < stop; ++i) squares += static_cast<double>(out[i]) * static_cast<double>(out[i]);
   }
@@ -88,9 +88,9 @@ void scale(const SpectralLayer& layer, double sigma, int64_t begin, int64_t end)
   typedef typename Lanes<T>::S S;
   const T* const weight = static_cast<const T*>(layer.weight);
   T* const out = static_cast<T*>(layer.out);
-  const auto divisor = spread(static_cast<S>(sigma));
+  const auto divisor = broadcast(static_cast<S>(sigma));
   for (int64_t i = begin; i < end; i += Lanes<T>::kCount)
-    put(out + i, div(take(weight + i, end - i), divisor), end - i);
+    store_upto(out + i, div(load_upto(weight + i, end - i), divisor), end - i);
 }
 
 template <typename T>
@@ -102,11 +102,12 @@ double dot(const SpectralLayer& layer, int64_t begin, int64_t end) {
   double total = 0.0;
   for (int64_t block = begin; block < end; block += 64 * kCount) {  // short sums in lanes, their total in double
     const int64_t stop = block + 64 * kCount < end ? block + 64 * kCount : end;
-    typename Lanes<T>::V even = spread(S(0)), odd = even;
+    typename Lanes<T>::V even = broadcast(S(0)), odd = even;
     for (int64_t i = block; i < stop; i += 2 * kCount) {
-      even = fma(take(weight + i, stop - i), take(dout + i, stop - i), even);
+      even = fma(load_upto(weight + i, stop - i), load_upto(dout + i, stop - i), even);
       if (i + kCount >= stop) break;
-      odd = fma(take(weight + i + kCount, stop - i - kCount), take(dout + i + kCount, stop - i - kCount), odd);
+      odd =
+          fma(load_upto(weight + i + kCount, stop - i - kCount), load_upto(dout + i + kCount, stop - i - kCount), odd);
     }
     total += static_cast<double>(sum(even + odd));
   }
@@ -121,15 +122,15 @@ void gradient(const SpectralLayer& layer, double sigma, double along, int64_t be
   const S* const u = static_cast<const S*>(layer.u);
   const S* const v = static_cast<const S*>(layer.v);
   const int64_t inner = layer.inner;
-  const auto divisor = spread(static_cast<S>(sigma));
+  const auto divisor = broadcast(static_cast<S>(sigma));
   for (int64_t segment = begin; segment < end; ++segment) {
-    const auto factor = spread(static_cast<S>(-along * static_cast<double>(u[segment % layer.rows])));
+    const auto factor = broadcast(static_cast<S>(-along * static_cast<double>(u[segment % layer.rows])));
     const S* const columns_of = v + segment / layer.rows * inner;
     const T* const from = dout + segment * inner;
     T* const to = out + segment * inner;
     for (int64_t i = 0; i < inner; i += Lanes<T>::kCount) {
-      const auto value = fma(factor, take(columns_of + i, inner - i), take(from + i, inner - i));
-      put(to + i, div(value, divisor), inner - i);
+      const auto value = fma(factor, load_upto(columns_of + i, inner - i), load_upto(from + i, inner - i));
+      store_upto(to + i, div(value, divisor), inner - i);
     }
   }
 }

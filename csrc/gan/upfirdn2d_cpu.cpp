@@ -155,10 +155,10 @@ GENFAST_NOINLINE void channel_items(const Upfirdn2d& args, const Upfirdn2dPlan<A
                 const A* const w = plan.x[static_cast<int64_t>(number)].phases[o % ax.up].weights + columns.skipped;
                 const T* const at = x + (rows.first + j) * args.x_row + columns.first * args.x_column + c;
                 for (int64_t k = 0; k < columns.count; ++k)
-                  total = fma(load_some(at + k * args.x_column, block - c), broadcast(w[k]), total);
+                  total = fma(load_upto(at + k * args.x_column, block - c), broadcast(w[k]), total);
               }
             }
-            store_some(to + c, total, block - c);
+            store_upto(to + c, total, block - c);
           }
         }
       }
