@@ -38,28 +38,6 @@ def test_cpp_kernels_pass(name):
     assert "float32" in record.dtypes
 
 
-@pytest.mark.slow
-def test_triton_kernels_pass_interpreted():
-    pytest.importorskip("triton")
-    script = (
-        f"from genfast.verify import Context, checks_of, run_check\nATTENTION = {ATTENTION}\n"
-        "failed = []\n"
-        f"for op in (*{VAE}, 'bernoulli_sample', 'rbm_free_energy', 'rotary', *ATTENTION, *{GAN}, *{NORMS}):\n"
-        "    for check in checks_of('triton/' + op):\n"
-        "        if not check.gpu_only:\n"
-        "            try:\n"
-        "                run_check(check, Context('triton', 'cpu', 'tiny', seed=3))\n"
-        "            except Exception as error:\n"
-        "                failed.append(f'{op} {check.name}: {error!r}')\n"
-        "print('\\n'.join(failed) or 'passed')\n"
-    )
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "passed", done.stdout + done.stderr
-
-
 # ---- the checks can fail ---------------------------------------------------------------------------------------------
 
 

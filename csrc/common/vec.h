@@ -1,5 +1,5 @@
 // One vector type per instruction set, with the few operations the kernels need. Floats, 32-bit integers and masks of
-// kWidth lanes: 16 with AVX-512, 8 with AVX2, 4 as plain loops (any CPU). See cpu_features.h for why nothing here is
+// kWidth lanes: 16 with AVX-512, 8 with AVX2, 4 elsewhere (vec_plain.h). See cpu_features.h for why nothing here is
 // shared between instruction sets.
 #pragma once
 
