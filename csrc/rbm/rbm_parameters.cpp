@@ -25,6 +25,7 @@ RbmSide rbm_side(const RbmParameters& p, bool up) {
   side.units = up ? p.hidden : p.visible;
   side.depth = up ? p.visible : p.hidden;
   side.rounded = p.rounded;
+  side.pairs = p.rounded && use_bfloat16_pairs();
   side.state_dtype = p.dtype;
   return side;
 }
@@ -40,7 +41,8 @@ RbmSide rbm_prepare(const RbmParameters& p, bool up, Workspace& workspace, int t
   const bool gaussian = !up && side.kind == UnitKind::kGaussian && p.deviation != nullptr;
   side.deviation = gaussian ? padded(p.deviation, side.units, workspace) : nullptr;
   float* panels = workspace.take(cpu::packed_floats(side.depth, side.units));
-  const Pack pack = {p.dtype, p.W, p.visible, p.hidden, !up, p.rounded, up ? p.inverse_variance : nullptr, panels};
+  const Pack pack = {p.dtype, p.W,       p.visible, p.hidden, !up, p.rounded, up ? p.inverse_variance : nullptr,
+                     panels,  side.pairs};
   cpu::pack(pack, threads);
   side.panels = panels;
   side.parts = pack.parts();

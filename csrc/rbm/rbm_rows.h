@@ -16,6 +16,7 @@ struct RbmSide {
   int64_t units, depth;    // N units here, K units on the other side
   bool rounded;            // states of the other side, to bfloat16 (the panels are already)
   int parts;               // of the panels: Pack::parts()
+  bool pairs;              // of the panels: Pack::pairs
   DType state_dtype;       // real states are rounded to this type
   const float* panels;     // weights [depth, units], packed (common/gemm/pack.h)
   const float* bias;       // [units], padded with zeros to whole tiles

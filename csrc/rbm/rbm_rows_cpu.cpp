@@ -239,6 +239,8 @@ int64_t block_panels(const RbmSide& side) {
   return gemm::block_panels(side.units, false);
 }
 
+// Whether states are rounded before the product.
+bool copies(const RbmSide& side) { return side.rounded && !gemm::kConvertsLeft && !side.pairs; }
 int64_t rounded_stride(const RbmSide& side) { return (side.depth + kWidth - 1) / kWidth * kWidth; }
 
 int64_t room_floats(const RbmSide& side) { return block_panels(side) * gemm::kTileColumns + kBatch; }
@@ -287,7 +289,7 @@ uint8_t byte_of(const float* states) {
 }  // namespace
 
 int64_t rbm_rows_scratch(const RbmSide& side, int64_t rows) {
-  const int64_t copy = side.rounded && !gemm::kConvertsLeft ? rounded_stride(side) : 0;
+  const int64_t copy = copies(side) ? rounded_stride(side) : 0;
   return rows * (block_panels(side) * gemm::kTileColumns + copy) + room_floats(side) +
          gemm::room_floats(rows, side.depth, false);
 }
@@ -299,7 +301,7 @@ bool rbm_rows(const RbmRows& args, float* scratch) {
   if (args.state != nullptr) make_round_keys(args.seed, &conditional.keys);
   gemm::Left x = {args.x, args.x_stride, 1};
   float* product_room = room + room_floats(side);
-  if (side.rounded && !gemm::kConvertsLeft) {
+  if (copies(side)) {
     float* const copy = product_room;
     product_room += args.rows * rounded_stride(side);
     x = {copy, rounded_stride(side), 1};
@@ -310,7 +312,8 @@ bool rbm_rows(const RbmRows& args, float* scratch) {
       }
     }
   }
-  const gemm::Right panels = gemm::packed_right(side.panels, side.depth, side.parts);
+  gemm::Right panels = gemm::packed_right(side.panels, side.depth, side.parts);
+  panels.pairs = side.pairs;
   const gemm::Term term = {x, panels, side.depth, side.rounded};
   gemm::product(&term, 1, args.rows, side.units, block_panels(side), scratch, conditional, product_room);
   return any(conditional.nan);

@@ -14,11 +14,14 @@ struct RbmShape {
   int64_t visible_categories = 1, hidden_categories = 1;
   genfast::DType dtype = genfast::DType::kFloat32;
   bool rounded = false;
+  bool pairs = false;  // of bfloat16 in products, wherever they can be had
 
   std::string name() const {
     return check::format("[%lld (%d), %lld (%d)] %s%s", static_cast<long long>(visible), static_cast<int>(visible_kind),
                          static_cast<long long>(hidden), static_cast<int>(hidden_kind), dtype_name(dtype),
-                         rounded ? " rounded" : "");
+                         pairs     ? " rounded, in pairs"
+                         : rounded ? " rounded"
+                                   : "");
   }
 };
 
@@ -40,6 +43,7 @@ class RbmModel {
 
   explicit RbmModel(const RbmShape& shape, uint64_t seed = 1)
       : shape(shape), W(shape.dtype, values(shape.visible * shape.hidden, 0.3, seed)) {
+    genfast::set_bfloat16_pairs(shape.pairs ? genfast::Choice::kOn : genfast::Choice::kOff);
     b = floats(shape.visible, 0.5, seed + 1);
     c = floats(shape.hidden, 0.5, seed + 2);
     if (shape.visible_kind != UnitKind::kGaussian) return;
@@ -48,6 +52,10 @@ class RbmModel {
       deviation.push_back(std::exp(0.5f * x));
     }
   }
+
+  ~RbmModel() { genfast::set_bfloat16_pairs(genfast::Choice::kAuto); }
+  RbmModel(const RbmModel&) = delete;
+  RbmModel& operator=(const RbmModel&) = delete;
 
   genfast::RbmParameters parameters() {
     const bool gaussian = !inverse_variance.empty();
@@ -231,8 +239,11 @@ inline std::vector<RbmShape> rbm_shapes() {
       {45, 33, UnitKind::kBernoulli, UnitKind::kBernoulli, 1, 1, DType::kBFloat16},
       {45, 33, UnitKind::kBernoulli, UnitKind::kBernoulli, 1, 1, DType::kFloat16},
       {140, 51, UnitKind::kBernoulli, UnitKind::kBernoulli, 1, 1, DType::kFloat32, true},
+      {141, 51, UnitKind::kBernoulli, UnitKind::kBernoulli, 1, 1, DType::kFloat32, true, true},
+      {300, 37, UnitKind::kBernoulli, UnitKind::kBernoulli, 1, 1, DType::kFloat16, true, true},
       {43, 35, UnitKind::kGaussian, UnitKind::kBernoulli},
       {33, 40, UnitKind::kGaussian, UnitKind::kBernoulli, 1, 1, DType::kFloat32, true},
+      {33, 40, UnitKind::kGaussian, UnitKind::kBernoulli, 1, 1, DType::kFloat32, true, true},
       {34, 19, UnitKind::kBernoulli, UnitKind::kGaussian},
       {39, 31, UnitKind::kSoftmax, UnitKind::kBernoulli, 3},
       {33, 40, UnitKind::kBernoulli, UnitKind::kSoftmax, 1, 5},

@@ -24,6 +24,16 @@ GENFAST_INLINE VecF pair_of(VecF low, VecF high) {
   return as_float(bit_or(shift_right<16>(as_uint(round_to_bfloat16(low))), as_uint(round_to_bfloat16(high))));
 }
 
+// kWidth pairs of neighbours, of which `count` numbers are in memory; the others are zero.
+template <typename T>
+GENFAST_INLINE VecF pairs_within(const T* p, int64_t count) {
+  const VecF zero = broadcast(0.0f);
+  VecF even, odd;
+  unzip(count > 0 ? load_upto(p, count) : zero, count > kWidth ? load_upto(p + kWidth, count - kWidth) : zero, &even,
+        &odd);
+  return pair_of(even, odd);
+}
+
 }  // namespace gemm
 }  // namespace GENFAST_ISA
 }  // namespace genfast

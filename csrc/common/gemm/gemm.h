@@ -15,6 +15,7 @@ struct Pack {
   bool rounded;            // to bfloat16
   const float* row_scale;  // [rows] or null; only without `transposed`
   float* out;              // packed_floats(...)
+  bool pairs = false;      // of bfloat16, where products are of vectors; only `rounded`
 
   // bfloat16 numbers that a weight is the sum of, where products run on bfloat16 tiles.
   inline __attribute__((always_inline)) int parts() const {

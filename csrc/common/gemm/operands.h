@@ -22,6 +22,7 @@ struct Right {
   const float* data;
   int64_t panel_stride, row_stride;
   int parts = 0;
+  bool pairs = false;  // packed in pairs of bfloat16, where products are of vectors; A is then rounded
 };
 
 struct Term {

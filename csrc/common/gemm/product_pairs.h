@@ -2,11 +2,12 @@
 // is the 32 bits of such a pair, and a step adds both products to float32 sums. AVX512_BF16 has an instruction for it
 // (vdpbf16ps), which does twice the work of a multiply-add; elsewhere two multiply-adds do, for tests.
 //
-// Layouts are product_fma.h's, with half the depth: A is row-major bfloat16 as it lies, B has two rows interleaved.
+// Layouts are product_fma.h's, with half the depth: A is row-major bfloat16 as it lies, or float32 that is rounded as
+// it is gathered; B has two rows interleaved.
 #pragma once
 
 #include "common/gemm/bfloat16.h"
-#include "common/gemm/product_fma.h"
+#include "common/gemm/tile_fma.h"
 
 // Emulated AVX-512 (tests/csrc/simde) has no __AVX512F__.
 #if defined(__AVX512F__) && defined(GENFAST_WITH_AMX)
@@ -26,6 +27,28 @@ constexpr int64_t pair_steps(int64_t depth) { return (depth + 1) / 2; }
 
 static void pack_left_pairs(const float* x, int64_t stride, int64_t rows, int64_t pairs, float* out) {
   gather_rows(x, stride, rows, pairs, out);
+}
+
+// gather_rows() of float32 rows whose pairs are made, and rounded, on the way: `left` elements of each are in memory.
+static void gather_row_pairs(const float* data, int64_t stride, int64_t rows, int64_t left, int64_t pairs, float* out) {
+  constexpr int kVectors = (kMaxRows + kWidth - 1) / kWidth;
+  for (int64_t row = 0; row < rows; row += kMaxRows, out += pairs * kMaxRows) {
+    const int64_t some = rows - row < kMaxRows ? rows - row : kMaxRows;
+    for (int64_t k = 0; k < pairs; k += kWidth) {
+      VecF squares[kVectors][kWidth];
+      for (int i = 0; i < kVectors; ++i) {
+        for (int r = 0; r < kWidth; ++r) {
+          const int64_t at = i * kWidth + r;
+          squares[i][r] = at < some ? pairs_within(data + (row + at) * stride + 2 * k, left - 2 * k) : broadcast(0.0f);
+        }
+        transpose(squares[i]);
+      }
+      const int64_t steps = pairs - k < kWidth ? pairs - k : kWidth;
+      for (int64_t j = 0; j < steps; ++j) {
+        for (int i = 0; i < kVectors; ++i) store_float(out + (k + j) * kMaxRows + i * kWidth, squares[i][j]);
+      }
+    }
+  }
 }
 
 GENFAST_DOT_TARGET GENFAST_INLINE VecF add_products(VecF a, VecF b, VecF sum) {

@@ -13,7 +13,7 @@
 
 #include "common/gemm/bfloat16.h"
 #include "common/gemm/micro_kernel_amx.h"
-#include "common/gemm/product_fma.h"
+#include "common/gemm/tile_fma.h"
 
 namespace genfast {
 namespace GENFAST_ISA {
