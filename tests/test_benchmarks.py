@@ -475,7 +475,7 @@ def test_gemm_check_finds_each_fault():
 
 
 def test_rbm_cases_state_the_documented_targets_and_floors(monkeypatch):
-    monkeypatch.setattr(rbm_cd, "_has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(rbm_cd, "_reduced", lambda device: ())
     full = harness.Settings(compiled=False)
     found = {}
     for c in rbm_cd.cases(full):
@@ -494,7 +494,7 @@ def test_rbm_cases_state_the_documented_targets_and_floors(monkeypatch):
     (ais,) = rbm_ais.cases(full)
     assert ais.targets == {"default": {best: 3.0}}
     assert ais.floor_flops == 4 * 784 * 500 * 100 * ais.items
-    monkeypatch.setattr(rbm_cd, "_has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(rbm_cd, "_reduced", lambda device: ("split", "bf16"))
     c = rbm_cd.cases(full)[0]
     assert c.targets == {}
     assert {"genfast split", "genfast bf16", "eager bf16"} < set(c.contenders)

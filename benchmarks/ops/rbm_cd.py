@@ -116,19 +116,20 @@ def example(visible: int, hidden: int, batch: int, device: str) -> tuple[Tensor,
     return v, W, torch.randn(visible, device=device) * 0.5, torch.randn(hidden, device=device) * 0.5
 
 
-def _has_fast_bf16(device: str) -> bool:
+def _reduced(device: str) -> tuple[str, ...]:
+    """The precisions of genfast that are faster than float32 there: on tensor cores and AMX, or in pairs on vectors."""
     if torch.device(device).type == "cuda":
-        return True
-    from genfast import collect_env
+        return "split", "bf16"
+    from genfast._native import C
 
-    return "amx_bf16" in collect_env._cpuinfo("flags").split()
+    return ("split", "bf16") if C.cpu_isa() == "amx" else ("bf16",) if C.bfloat16_pairs() else ()
 
 
 def _cd_case(
     sizes: tuple[int, int, int], k: int, settings: Settings, compiled: bool, bf16: bool = True, aim: float | None = None
 ) -> Case:
     visible, hidden, batch = sizes
-    fast_bf16 = _has_fast_bf16(settings.device)
+    reduced = _reduced(settings.device)
     contenders: dict[str, Callable[..., Any]] = {
         "genfast": functools.partial(ours, k=k),
         "eager": functools.partial(plain, k=k),
@@ -137,8 +138,7 @@ def _cd_case(
         contenders["compiled"] = torch.compile(functools.partial(plain, k=k), dynamic=False)
     if bf16:
         contenders["eager bf16"] = functools.partial(_plain_bf16, k=k)
-    if fast_bf16:
-        contenders |= {f"genfast {name}": functools.partial(ours, k=k, precision=name) for name in ("split", "bf16")}
+    contenders |= {f"genfast {name}": functools.partial(ours, k=k, precision=name) for name in reduced}
     on_cpu = torch.device(settings.device).type == "cpu"
     return Case(
         op="rbm_cd",
@@ -152,7 +152,7 @@ def _cd_case(
         floor_flops=2 * visible * hidden * batch * (2 * k + 3),
         groups={"PyTorch's best": PYTORCH},
         yardsticks={"matmuls alone": functools.partial(_products, k=k)},
-        targets={"default": {"PyTorch's best": aim}} if aim and on_cpu and not fast_bf16 else {},
+        targets={"default": {"PyTorch's best": aim}} if aim and on_cpu and "split" not in reduced else {},
     )
 
 
