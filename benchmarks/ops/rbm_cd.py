@@ -228,7 +228,7 @@ def _update_case(sizes: tuple[int, int, int], settings: Settings) -> Case:
         floor_bytes=0,
         floor_flops=2 * visible * hidden * batch * 5,
         targets={"default": {"scikit-learn": 4.0}} if settings.device == "cpu" else {},
-        rest=0.05 if "scikit-learn" in calls else 0.0,  # its BLAS threads spin for some 20 ms after a product
+        rest=0.3 if "scikit-learn" in calls else 0.0,  # its threads slow the calls of the next 0.1 s, ours and eager
     )
 
 
